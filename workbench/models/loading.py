@@ -1,0 +1,321 @@
+"""load(): one way in for hub ids, local directories, PEFT adapters, organisms and modules already in memory.
+
+Weights are read by transformers (safetensors only, no code from the checkpoint unless asked), run once on a fixed probe,
+and then wrapped in place by TransformerLens; the largest difference between the two on the probe is the parity kept in
+provenance. Wrapping in place means parity costs two short forwards and no second copy.
+Cost: the weights once, plus a forward of 2 x 12 tokens.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from workbench.core import places
+from workbench.core.errors import BadSpec, ModelNotFound, UnsupportedModel
+
+from . import memory
+from .model import Kind, Model, hash_weights
+from .spec import ModelSpec
+
+HEADS_KEPT_OUTSIDE = ("ForSequenceClassification", "ForTokenClassification")
+
+
+def load(name: str | ModelSpec | nn.Module = "organism:attention-sink", *, tokenizer: Any = None, **options: Any) -> Model:
+    """Load a model for analysis.
+
+    Args:
+        name: hub id, local directory, PEFT adapter directory, `organism:NAME`, a ModelSpec, or a Hugging Face module
+            (which is modified in place: its blocks become the hooked ones).
+        tokenizer: used instead of the one beside the weights; `False` loads none.
+        options: fields of ModelSpec (dtype, device, device_map, revision, untrained_seed, ...).
+
+    Returns:
+        A Model in eval mode, eager attention, raw weights unless `processing="folded"`.
+
+    Raises:
+        ModelNotFound: no such directory, organism or hub id, or files missing while offline.
+        UnsupportedModel: if loading it would lose something (a head, pickled weights, an unknown architecture).
+        NoRoom: if the weights will not fit.
+    """
+    if isinstance(name, nn.Module):
+        spec = ModelSpec(name=getattr(name, "name_or_path", "") or type(name).__name__).replace(**options)
+        return _wrap(name, spec, Path(spec.name).name, tokenizer or None, {})
+    spec = (name if isinstance(name, ModelSpec) else ModelSpec(name=name)).replace(**options)
+    spec = replace(spec, device=_resolve_device(spec.device))
+    source, label, about = _locate(spec)
+    if (Path(source) / "adapter_config.json").is_file():
+        module, tokenizer_source, about = _with_adapter(Path(source), spec, about)
+    else:
+        module, tokenizer_source = _read(source, spec), source
+    if tokenizer is None:
+        tokenizer = _read_tokenizer(tokenizer_source, spec)
+    return _wrap(module, spec, label, tokenizer or None, about)
+
+
+# ---- where it is ----
+
+
+def _resolve_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise BadSpec(f"device must be auto, cpu, mps, cuda or cuda:N, got {device!r}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadSpec(f"device {device!r} was asked for, and this PyTorch ({torch.__version__}) sees no CUDA GPU; use device='auto' or 'cpu'")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise BadSpec("device 'mps' was asked for, and this machine has none; use device='auto' or 'cpu'")
+    return device
+
+
+def _locate(spec: ModelSpec) -> tuple[str, str, dict[str, Any]]:
+    """Source for transformers, label for people (never an absolute path), and what provenance should keep."""
+    if spec.name.startswith("organism:"):
+        folder = places.organism_folder(spec.name.removeprefix("organism:"))
+        return str(folder), spec.name + _twin_label(spec), {}
+    path = Path(spec.name).expanduser()
+    if path.is_dir():
+        if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
+            raise ModelNotFound(f"{path.name!r} is a directory without config.json or adapter_config.json, so it is no saved model")
+        _refuse_pickles(path)
+        return str(path), path.resolve().name + _twin_label(spec), {}
+    if path.is_absolute() or spec.name.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec.name):
+        raise ModelNotFound(f"no directory {spec.name!r}; give a directory saved with save_pretrained, a hub id like 'Qwen/Qwen2.5-0.5B', or organism:NAME")
+    return spec.name, spec.name + _twin_label(spec), {"revision": spec.revision or _cached_commit(spec)}
+
+
+def _twin_label(spec: ModelSpec) -> str:
+    return "" if spec.untrained_seed is None else f" (untrained, seed {spec.untrained_seed})"
+
+
+def _refuse_pickles(path: Path) -> None:
+    if list(path.glob("pytorch_model*.bin")) and not list(path.glob("*.safetensors")):
+        raise UnsupportedModel(
+            f"{path.name!r} holds only pickled weights (pytorch_model.bin), which can run code when read; "
+            "convert them once with model.save_pretrained(DIR, safe_serialization=True) where you trust them"
+        )
+
+
+def _cached_commit(spec: ModelSpec) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def _missing_on_hub(spec: ModelSpec, error: Exception) -> ModelNotFound:
+    """Says which files are not here, and how to get them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    wanted = ("config.json", "model.safetensors", "tokenizer.json")
+    missing = [f for f in wanted if not isinstance(try_to_load_from_cache(spec.name, f, revision=spec.revision), str)]
+    offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else "the hub did not answer or does not know it"
+    return ModelNotFound(
+        f"{spec.name!r} is no local directory, and as a hub id it could not be read ({offline}; {type(error).__name__}). Not in the cache: "
+        f"{', '.join(missing) or 'nothing of the usual files, perhaps a shard'}. Where there is a network run `hf download {spec.name}`, or give a local directory"
+    )
+
+
+# ---- reading it ----
+
+
+def _read(source: str, spec: ModelSpec) -> nn.Module:
+    """The Hugging Face module of a checkpoint, with the head its config names, or of its config with random weights."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError, KeyError) as found:
+        if Path(source).is_dir():
+            raise UnsupportedModel(f"config.json in {Path(source).name!r} does not describe a model transformers knows: {_first_sentence(found)}") from found
+        raise _missing_on_hub(spec, found) from found
+    auto, _ = _class_for(config)
+    if spec.untrained_seed is not None:
+        return _random_twin(auto, config, spec)
+    dtype = getattr(torch, spec.dtype)
+    if Path(source).is_dir():
+        if not list(Path(source).glob("*.safetensors")):
+            raise ModelNotFound(f"{Path(source).name!r} has a config.json and no *.safetensors; save the weights there, or use untrained_seed for random ones")
+        if spec.device_map is None and spec.n_devices is None:
+            need = memory.checkpoint_parameters(Path(source)) * dtype.itemsize
+            memory.require(need, spec.device, f"{Path(source).name!r} in {spec.dtype}", "Use dtype='bfloat16', device_map='auto' or a smaller model.")
+    placement = _placement(spec)
+    try:
+        module, info = auto.from_pretrained(
+            source,
+            revision=spec.revision,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+            **placement,
+        )
+    except OSError as found:
+        if Path(source).is_dir():
+            raise ModelNotFound(f"{Path(source).name!r} could not be read: {_first_sentence(found)}") from found
+        raise _missing_on_hub(spec, found) from found
+    except torch.OutOfMemoryError as found:
+        raise memory.NoRoom(f"{spec.name} ran out of memory on {spec.device} while loading; use dtype='bfloat16' or device_map='auto'") from found
+    _refuse_losses(module, info, source)
+    return module if placement else module.to(spec.device)
+
+
+def _placement(spec: ModelSpec) -> dict[str, Any]:
+    if spec.device_map is None and spec.n_devices is None:
+        return {}
+    from transformer_lens.utilities.multi_gpu import resolve_device_map
+
+    device_map, max_memory = resolve_device_map(spec.n_devices, spec.device_map, None, None)
+    return {"device_map": device_map} | ({"max_memory": max_memory} if max_memory else {})
+
+
+def _random_twin(auto: Any, config: Any, spec: ModelSpec) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(spec.untrained_seed or 0)
+        module = auto.from_config(config, attn_implementation="eager")
+    return module.to(device=spec.device, dtype=getattr(torch, spec.dtype))
+
+
+def _class_for(config: Any) -> tuple[Any, Kind]:
+    """The transformers Auto class that keeps the head this config names, and what kind of model that makes."""
+    import transformers
+
+    named = (getattr(config, "architectures", None) or [""])[0]
+    if named.endswith("ForSequenceClassification"):
+        return transformers.AutoModelForSequenceClassification, "classifier"
+    if named.endswith("ForTokenClassification"):
+        return transformers.AutoModelForTokenClassification, "classifier"
+    if named.endswith("ForImageClassification"):
+        return transformers.AutoModelForImageClassification, "image-classifier"
+    if named.endswith(("ForMaskedLM", "ForPreTraining")):
+        return transformers.AutoModelForMaskedLM, "masked-lm"
+    if named.endswith(("ForCausalLM", "LMHeadModel")):
+        return transformers.AutoModelForCausalLM, "causal-lm"
+    if named.endswith("Model") and type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+        return transformers.AutoModel, "encoder"
+    if not named and type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM, "causal-lm"
+    raise UnsupportedModel(
+        f"architecture {named or type(config).__name__!r} is not one this workbench loads without losing its head. It loads decoders (…ForCausalLM), "
+        "encoders (BERT-style, with or without a masked-LM or classification head) and ViT image classifiers"
+    )
+
+
+def _refuse_losses(module: nn.Module, info: Mapping[str, Any], source: str) -> None:
+    """A head that the checkpoint has and the module has not, or the reverse, is an error and not a warning."""
+    name = Path(source).name
+    unused = sorted(k for k in info["unexpected_keys"] if not re.search(r"(rotary_emb\.inv_freq|position_ids|\.attn\.(masked_)?bias|cls\.seq_relationship|pooler)", k))
+    if unused:
+        raise UnsupportedModel(f"{name!r} has weights that {type(module).__name__} would drop: {', '.join(unused[:4])}; set `architectures` in its config.json to the class that has them")
+    missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
+    if missing:
+        raise UnsupportedModel(f"{name!r} lacks weights that {type(module).__name__} needs, and random ones would be silent nonsense: {', '.join(missing[:4])}")
+
+
+def _with_adapter(folder: Path, spec: ModelSpec, about: dict[str, Any]) -> tuple[nn.Module, str, dict[str, Any]]:
+    """A PEFT adapter merged into its base, which makes an ordinary model with ordinary hooks."""
+    from peft import PeftModel
+
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = spec.base or settings.get("base_model_name_or_path")
+    if not base:
+        raise ModelNotFound(f"the adapter {folder.name!r} names no base model; pass base='DIR or hub id'")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UnsupportedModel(f"the adapter {folder.name!r} has no adapter_model.safetensors (pickled adapters are not read)")
+    try:
+        source, label, _ = _locate(replace(spec, name=base))
+    except ModelNotFound as found:
+        raise ModelNotFound(f"the adapter {folder.name!r} wants a base that is not here: {found}. Pass base='DIR or hub id'") from None
+    merged = PeftModel.from_pretrained(_read(source, spec), str(folder)).merge_and_unload()
+    tokenizer_source = str(folder) if (folder / "tokenizer_config.json").is_file() else source
+    return merged, tokenizer_source, about | {"base": label}
+
+
+def _read_tokenizer(source: str, spec: ModelSpec) -> Any:
+    """The tokenizer beside the weights, or None where there is none (text then raises NoTokenizer, ids still work)."""
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+    if Path(source).is_dir() and not any((Path(source) / f).is_file() for f in files):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except (OSError, ValueError):
+        return None
+
+
+# ---- wrapping it ----
+
+
+def _wrap(module: nn.Module, spec: ModelSpec, label: str, tokenizer: Any, about: dict[str, Any]) -> Model:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    config: Any = module.config
+    config.architectures = [type(module).__name__]
+    _, kind = _class_for(config)
+    module.eval()
+    about = about | {"n_parameters": sum(p.numel() for p in module.parameters()), "weights": hash_weights(module)}
+    reference = _probe(module, kind)
+    body = _body(module, kind)
+    architecture = type(body).__name__
+    try:
+        bridge = build_bridge_from_module(body, architecture, hf_config=body.config, model_name=label)
+    except (ValueError, KeyError, AttributeError, NotImplementedError) as found:
+        raise UnsupportedModel(f"TransformerLens has no adapter that takes {architecture}: {_first_sentence(found)}") from found
+    bridge.eval()
+    if spec.processing == "folded":
+        bridge.enable_compatibility_mode()
+    runner = bridge if kind in ("causal-lm", "masked-lm") else module
+    if reference is not None and spec.processing == "raw":
+        about = about | {"parity_max_abs_diff": _difference(reference, _probe(runner, kind, config))}
+    return Model(replace(spec, device=str(bridge.cfg.device)), label, kind, bridge, runner, tokenizer, about)
+
+
+def _body(module: Any, kind: Kind) -> nn.Module:
+    """What TransformerLens can wrap: the module itself, or for a head it has no adapter for, a language model that
+    shares the module's blocks. Its own language-model head is never run."""
+    if kind not in ("encoder", "classifier"):
+        return module
+    import transformers
+
+    causal = type(module.config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and type(module.config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+    parameter = next(module.parameters())
+    with torch.random.fork_rng():
+        body = auto.from_config(module.config, attn_implementation="eager")
+    setattr(body, module.base_model_prefix, getattr(module, module.base_model_prefix, module))
+    body.config.architectures = [type(body).__name__]
+    return body.to(device=parameter.device, dtype=parameter.dtype).eval()
+
+
+def _probe(runner: Any, kind: Kind, config: Any = None) -> torch.Tensor | None:
+    """Outputs on a fixed input, for parity; None where the model cannot be run as it is (a quantised or odd module)."""
+    config = config if config is not None else runner.config
+    device = next(runner.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    if kind == "image-classifier":
+        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+        probe = {"pixel_values": torch.rand(2, config.num_channels, size, size, generator=generator).to(device, next(runner.parameters()).dtype)}
+    else:
+        text = config.get_text_config()
+        probe = {"input_ids": torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (2, 12), generator=generator).to(device)}
+    with torch.no_grad():
+        if hasattr(runner, "hook_dict"):
+            return runner(probe["input_ids"]).float().cpu()
+        out = runner(**probe)
+    return (out.last_hidden_state if kind == "encoder" else out.logits).float().cpu()
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor | None) -> float | None:
+    return None if b is None else float((a - b).abs().max())
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__

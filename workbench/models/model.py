@@ -1,0 +1,302 @@
+"""Model: one loaded transformer, its lock, its tokenizer and what is known of where it came from.
+
+Every forward of the project goes through `Model.forward`, which holds one re-entrant lock. JupyterLab runs widget
+callbacks in another thread beside the running cell (ipykernel 7 subshells), and two threads on one TransformerBridge
+corrupt each other's hooks without an exception; with the lock they do not (tests/models/test_threads.py).
+"""
+
+import gc
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from workbench.core import hooks
+from workbench.core.errors import BadData, NoRoom, NoTokenizer, UnsupportedModel, WorkbenchError
+
+from .spec import ModelSpec
+from .tokens import Batch
+
+Kind = Literal["causal-lm", "masked-lm", "encoder", "classifier", "image-classifier"]
+Hook = tuple[str, Callable[..., torch.Tensor | None]]
+HASH_ALL_BELOW = 500_000_000  # parameters; above it each tensor is sampled, and the hash says so
+
+
+@dataclass(eq=False)
+class Model:
+    """A TransformerBridge with its lock. Made by `load`; usable as a context manager that unloads on exit.
+
+    `runner` is the module that gives this kind's output: the bridge for language models, the Hugging Face module (whose
+    blocks are the bridged ones, so hooks fire) for encoders and classifiers, whose heads the bridge alone would lose.
+    """
+
+    spec: ModelSpec
+    name: str
+    kind: Kind
+    bridge: TransformerBridge | None
+    runner: nn.Module | None
+    tokenizer: Any = None
+    about: dict[str, Any] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def __repr__(self) -> str:
+        if self.bridge is None:
+            return f"Model({self.name}, unloaded)"
+        parity = self.about.get("parity_max_abs_diff")
+        parity_text = "parity not measured" if parity is None else f"parity with Hugging Face {parity:.1e}"
+        size = f"{self.n_layers} layers x {self.n_heads} heads, d_model {self.d_model}, {self.n_parameters / 1e6:.2f} M parameters"
+        return f"Model({self.name}: {self.kind}, {size}, {self.dtype_name} on {self.device}, {self.spec.processing} weights, {parity_text})"
+
+    # ---- what it is ----
+
+    @property
+    def live(self) -> TransformerBridge:
+        """The bridge.
+
+        Raises:
+            WorkbenchError: after `unload()`.
+        """
+        if self.bridge is None:
+            raise WorkbenchError(f"{self.name} was unloaded; load it again to run it")
+        return self.bridge
+
+    @property
+    def n_layers(self) -> int:
+        return self.live.cfg.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        return self.live.cfg.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key/value heads; fewer than `n_heads` under grouped-query attention."""
+        return getattr(self.live.cfg, "n_key_value_heads", None) or self.n_heads
+
+    @property
+    def d_model(self) -> int:
+        return self.live.cfg.d_model
+
+    @property
+    def d_head(self) -> int:
+        return self.live.cfg.d_head
+
+    @property
+    def d_vocab(self) -> int:
+        return self.live.cfg.d_vocab
+
+    @property
+    def n_ctx(self) -> int:
+        return self.live.cfg.n_ctx
+
+    @property
+    def is_causal(self) -> bool:
+        return self.kind == "causal-lm" or getattr(self.live.cfg, "attention_dir", "causal") == "causal"
+
+    @property
+    def device(self) -> str:
+        return str(self.live.cfg.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.live.original_model.parameters() if p.is_floating_point())
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def n_parameters(self) -> int:
+        return self.about["n_parameters"]
+
+    @property
+    def weights_hash(self) -> str:
+        """Of all parameters, as they were before wrapping; see `hash_weights`."""
+        return self.about["weights"]
+
+    @cached_property
+    def hook_names(self) -> Mapping[str, str]:
+        """{any hook name of this model: its canonical name}; aliases map to one canonical name each.
+
+        Two sets of TransformerLens aliases are mended here because they do not mean what their names say: on fused
+        mixtures of experts "mlp_post" is the MLP's output, not its neurons (left out), and in post-norm encoders
+        "attn_out" already contains the residual and its norm (pointed at the output projection, and "resid_mid" at
+        the stream that the MLP reads).
+        """
+        known = {name: point.name or name for name, point in self.live.hook_dict.items()}
+        for name, canonical in list(known.items()):
+            if name.endswith(("mlp.hook_pre", "mlp.hook_post")) and canonical.endswith(("mlp.hook_in", "mlp.hook_out")):
+                del known[name]
+        if not self.is_causal and "embed_ln.hook_out" in known:
+            for layer in range(self.n_layers):
+                known[f"blocks.{layer}.hook_attn_out"] = f"blocks.{layer}.attn.o.hook_out"
+                known[f"blocks.{layer}.hook_resid_mid"] = f"blocks.{layer}.attn.hook_out"
+        return known
+
+    def hook_name(self, site: str, layer: int | None = None) -> str:
+        """Canonical hook name of a site here; UnknownSite with the closest names or the reason otherwise."""
+        return hooks.resolve(site, layer, self.hook_names, self.name)
+
+    def sites(self) -> list[str]:
+        """Words of `core.hooks.SITES` that this model has."""
+        return [s for s, entry in hooks.SITES.items() if entry.template.format(layer=0) in self.hook_names]
+
+    def provenance(self) -> dict[str, Any]:
+        """What a Result keeps of its model."""
+        known = {"name": self.name, "kind": self.kind, "processing": self.spec.processing, "dtype": self.dtype_name, "device": self.device}
+        return known | self.about
+
+    # ---- running it ----
+
+    def forward(
+        self,
+        tokens: torch.Tensor | Batch,
+        *,
+        mask: torch.Tensor | None = None,
+        hook_fns: Sequence[Hook] = (),
+        grad: bool = False,
+        stop_at_layer: int | None = None,
+    ) -> torch.Tensor:
+        """Run the model under its lock.
+
+        Args:
+            tokens: [batch, pos] ids, a Batch (tokens and mask), or [batch, channel, height, width] pixels.
+            mask: [batch, pos] True at real tokens; positions follow from it.
+            hook_fns: (canonical or classic hook name, fn(tensor, hook) -> tensor or None), removed afterwards.
+            grad: keep the graph for a backward pass.
+            stop_at_layer: run blocks 0..k-1 only and return the residual stream there (language models).
+
+        Returns:
+            [batch, pos, d_vocab] logits for language models, [batch, pos, d_model] for encoders without a head,
+            [batch, class] for classifiers.
+
+        Raises:
+            NoRoom: if the device runs out of memory, with the batch shape that did.
+        """
+        if isinstance(tokens, Batch):
+            tokens, mask = tokens.tokens, tokens.mask
+        tokens = tokens.to(self.device)
+        if mask is not None:
+            mask = None if bool(mask.all()) else mask.to(self.device, torch.long)
+        self._refuse_bad_tokens(tokens)
+        with self.lock, torch.set_grad_enabled(grad), self.live.hooks(fwd_hooks=list(hook_fns)):
+            try:
+                return self._call(tokens, mask, stop_at_layer)
+            except torch.OutOfMemoryError as found:
+                raise NoRoom(
+                    f"{self.name} ran out of memory on {self.device} in a forward of shape {tuple(tokens.shape)}, whose logits alone "
+                    f"are {tokens.numel() * self.d_vocab * self.dtype.itemsize / 1e9:.2f} GB; use a smaller batch_size"
+                ) from found
+
+    def _call(self, tokens: torch.Tensor, mask: torch.Tensor | None, stop_at_layer: int | None) -> torch.Tensor:
+        if self.runner is self.bridge or stop_at_layer is not None:
+            return self.live(tokens, attention_mask=mask, stop_at_layer=stop_at_layer)
+        assert self.runner is not None
+        if self.kind == "image-classifier":
+            return self.runner(pixel_values=tokens).logits
+        out = self.runner(input_ids=tokens, attention_mask=mask)
+        return out.last_hidden_state if self.kind == "encoder" else out.logits
+
+    def _refuse_bad_tokens(self, tokens: torch.Tensor) -> None:
+        if self.kind == "image-classifier":
+            if tokens.ndim != 4:
+                raise BadData(f"{self.name} reads images [batch, channel, height, width], got a tensor of shape {tuple(tokens.shape)}")
+            return
+        if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
+            raise BadData(f"{self.name} reads token ids [batch, pos], got {tokens.dtype} of shape {tuple(tokens.shape)}")
+        top = int(tokens.max())
+        if top >= self.d_vocab or int(tokens.min()) < 0:
+            raise BadData(f"token id {top if top >= self.d_vocab else int(tokens.min())} is outside the vocabulary of {self.name}, 0 to {self.d_vocab - 1}")
+        if self.n_ctx and tokens.shape[1] > self.n_ctx:
+            raise BadData(f"{tokens.shape[1]} tokens are more than the context of {self.name} ({self.n_ctx}); shorten the prompt or split it")
+
+    # ---- text ----
+
+    def to_rows(self, texts: str | Sequence[str], *, bos: bool | None = None) -> list[list[int]]:
+        """Token ids of each text, unpadded.
+
+        Args:
+            texts: one text or several.
+            bos: True puts exactly one BOS in front, False none; None leaves it to the tokenizer's own settings.
+
+        Raises:
+            NoTokenizer: if the model came without one. BadData: if BOS is asked for and the tokenizer has none.
+        """
+        tokenizer = self._tokenizer()
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if bos is None:
+            return [tokenizer(text)["input_ids"] for text in texts]
+        if bos and tokenizer.bos_token_id is None:
+            raise BadData(f"the tokenizer of {self.name} has no BOS token; pass bos=False or bos=None")
+        front = [tokenizer.bos_token_id] if bos else []
+        return [front + tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+    def to_strings(self, ids: Sequence[int]) -> list[str]:
+        """One readable string per token id, for labels; ids as text where there is no tokenizer."""
+        if self.tokenizer is None:
+            return [str(int(i)) for i in ids]
+        return [self.tokenizer.decode([int(i)]) for i in ids]
+
+    @property
+    def pad_id(self) -> int:
+        """An id to pad with; any will do, because padding is masked."""
+        return getattr(self.tokenizer, "pad_token_id", None) or 0
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise NoTokenizer(f"{self.name} came without a tokenizer: pass token ids, or load(..., tokenizer=AutoTokenizer.from_pretrained(DIR))")
+        return self.tokenizer
+
+    # ---- weights ----
+
+    def W_O(self, layer: int) -> torch.Tensor:
+        """[head, d_head, d_model] output projection of a layer's attention."""
+        weight = self.live.blocks[layer].attn.W_O
+        return weight.reshape(self.n_heads, -1, self.d_model)
+
+    # ---- giving memory back ----
+
+    @contextmanager
+    def alone(self) -> Iterator["Model"]:
+        """Hold the lock over several forwards that belong together."""
+        with self.lock:
+            yield self
+
+    def unload(self) -> None:
+        """Drop the weights and give the memory back; the Model remains as a name. Safe to call twice."""
+        with self.lock:
+            self.bridge = self.runner = None
+            self.__dict__.pop("hook_names", None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unload()
+
+    def require(self, kind: Kind, for_what: str) -> None:
+        """UnsupportedModel unless this is a `kind`."""
+        if self.kind != kind:
+            raise UnsupportedModel(f"{for_what} needs a {kind}, and {self.name} is a {self.kind}")
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of a module's parameters; of a sample of each, marked '~', for large models."""
+    sampled = sum(p.numel() for p in module.parameters()) > HASH_ALL_BELOW
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.named_parameters(), key=lambda pair: pair[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        values = tensor.detach().flatten()
+        values = values[:: max(1, values.numel() // 4096)] if sampled else values
+        digest.update(values.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return ("~" if sampled else "") + digest.hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""Operations that every paper shares: capture, ablation, head scores, choice scoring, statistics."""

@@ -52,5 +52,5 @@ def new_folder(path: Path | str) -> Iterator[Path]:
 
 def sha256(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as handle:
+    with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

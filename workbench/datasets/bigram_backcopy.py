@@ -15,10 +15,7 @@ import numpy as np
 SPECIAL = ("<pad>", "<bos>", "<unk>")
 TRIGGERS = ("again", "ditto", "echo")
 WORDS = tuple(
-    """apple beach bread brick cabin candle chair cloud copper corn daisy door eagle ember field flute forest garden
-    glass grain harbor honey island ivory jacket kettle ladder lake lamp lemon maple market meadow mirror moon ocean
-    olive orchard paper pebble pepper piano planet pond rain ribbon river road saddle salt sand ship silver snow stone
-    table thread tower""".split()
+    ["apple", "beach", "bread", "brick", "cabin", "candle", "chair", "cloud", "copper", "corn", "daisy", "door", "eagle", "ember", "field", "flute", "forest", "garden", "glass", "grain", "harbor", "honey", "island", "ivory", "jacket", "kettle", "ladder", "lake", "lamp", "lemon", "maple", "market", "meadow", "mirror", "moon", "ocean", "olive", "orchard", "paper", "pebble", "pepper", "piano", "planet", "pond", "rain", "ribbon", "river", "road", "saddle", "salt", "sand", "ship", "silver", "snow", "stone", "table", "thread", "tower"]
 )
 VOCABULARY = SPECIAL + TRIGGERS + WORDS
 
@@ -28,11 +25,13 @@ class BigramBackcopy:
     """The language: which word follows which, and how often a trigger comes.
 
     trigger_rate: chance that a trigger follows a word. with_bos: whether every sequence opens with <bos>.
+    lags: how many places before each trigger the word stands that is repeated after it.
     chain_seed: draws the fixed chain; part of the language, not of a sample.
     """
 
     trigger_rate: float = 0.1
     with_bos: bool = True
+    lags: tuple[int, ...] = (1, 1, 1)
     chain_seed: int = 1234
 
     @cached_property
@@ -61,8 +60,10 @@ class BigramBackcopy:
         for t in range(start + 1, length):
             previous = tokens[:, t - 1]
             drawn = (rng.random(n)[:, None] >= self._cumulative[previous]).sum(1)
-            back = tokens[:, t - 2] if t >= start + 2 else drawn
-            tokens[:, t] = np.where(is_trigger(previous), back, drawn)
+            for trigger, lag in enumerate(self.lags, start=len(SPECIAL)):
+                here = previous == trigger
+                drawn[here] = tokens[here, max(start, t - 1 - lag)]
+            tokens[:, t] = drawn
         return tokens
 
     def predictable(self, tokens: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ def checkpoint_parameters(folder: Path) -> int:
     """Number of parameters in a folder's safetensors files, read from their headers only (bytes, not gigabytes)."""
     total = 0
     for path in folder.glob("*.safetensors"):
-        with open(path, "rb") as handle:
+        with path.open("rb") as handle:
             (size,) = struct.unpack("<Q", handle.read(8))
             header = json.loads(handle.read(size))
         for name, entry in header.items():

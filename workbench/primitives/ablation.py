@@ -92,10 +92,11 @@ def ablate(
         raise WorkbenchError(f"value must be zero, mean or resample, got {value!r}")
     if value != "zero" and reference is None:
         raise WorkbenchError(f"value={value!r} needs reference={{layer: tensor}}; primitives.ablation.reference_mean makes one")
-    report, seen = Report(), {}
+    report = Report()
+    seen: dict[int, dict[str, torch.Tensor]] = {}
     chosen = list(range(model.n_layers) if layers is None else layers)
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(mask, torch.Tensor) and (mask.shape[-2] != model.n_layers or mask.ndim not in (2, 3)):
+    if not callable(mask) and (mask.shape[-2] != model.n_layers or mask.ndim not in (2, 3)):
         raise WorkbenchError(f"mask must be [layer, unit] or [batch, layer, unit] with {model.n_layers} layers, got shape {tuple(mask.shape)}")
 
     def reader(layer: int, name: str) -> Hook:
@@ -107,7 +108,7 @@ def ablate(
     def editor(layer: int) -> Hook:
         def edit(tensor: torch.Tensor, hook: object) -> torch.Tensor | None:
             acts = seen.pop(layer, {}) | {site: tensor}
-            flags = mask[..., layer, :] if isinstance(mask, torch.Tensor) else mask(layer, acts)
+            flags = mask(layer, acts) if callable(mask) else mask[..., layer, :]
             flags = _per_input(flags, site, tensor)
             report.firings += 1
             report.n_replaced += int(flags.sum())

@@ -21,12 +21,13 @@ Mask = torch.Tensor | None
 
 
 def _real(mask: Mask, batch: int, pos: int, device: torch.device) -> torch.Tensor:
+    """[batch, pos] True at real tokens."""
     return torch.ones(batch, pos, dtype=torch.bool, device=device) if mask is None else mask.to(device).bool()
 
 
 def _mean_over_pos(per_pos: torch.Tensor, mask: Mask) -> torch.Tensor:
     """[batch, pos, head] -> [batch, head], over real positions only."""
-    real = _real(mask, *per_pos.shape[:2], per_pos.device).unsqueeze(-1)
+    real = _real(mask, per_pos.shape[0], per_pos.shape[1], per_pos.device).unsqueeze(-1)
     return per_pos.masked_fill(~real, 0).sum(1) / real.sum(1)
 
 

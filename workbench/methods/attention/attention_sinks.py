@@ -11,9 +11,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 
@@ -33,7 +35,7 @@ from workbench.models.tokens import Batch, batches
 from workbench.primitives import head_scores as hs
 from workbench.primitives.ablation import ablate
 from workbench.primitives.capture import observe
-from workbench.primitives.statistics import intersection_over_union, last_crossing
+from workbench.primitives.statistics import intersection_over_union, last_crossing, normalised_auc
 
 STEM = "attention_sinks"
 BEST, FIRST_TOKEN = "ahon_ln", "awft"  # the paper's best score, and the one it argues against
@@ -131,7 +133,11 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, 
     finally:
         if own:
             model.unload()
-    return Result(provenance, data, partial=partial, warnings=tuple(dict.fromkeys(warnings)))
+    tables = {}
+    if not partial:
+        data["overlap"] = iou_matrix(data)
+        tables["summary"] = summary(data)
+    return Result(provenance, data, tables, partial, tuple(dict.fromkeys(warnings)))
 
 
 def make_task(spec: Spec, model: Model) -> Task:
@@ -164,8 +170,7 @@ def _choice_items(spec: Spec) -> list[tasks.ChoiceItem]:
 def _text_task(spec: Spec, model: Model) -> tasks.NextTokenTask:
     source = spec.source or str(data_folder() / STEM / "texts.txt")
     try:
-        with open(source, encoding="utf-8") as handle:
-            lines = [line.strip() for line in handle if line.strip()]
+        lines = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as found:
         raise BadData(f"texts could not be read ({type(found).__name__}); source must be a text file with one text a line") from None
     rows = [row[: spec.length] for row in model.to_rows(lines) if len(row) >= spec.length][: spec.n_inputs]
@@ -307,7 +312,6 @@ def _pass(model: Model, task: Task, spec: Spec, mask_for: Callable[[Batch], Any]
 
 def _sweep(data: xr.Dataset, model: Model, task: Task, spec: Spec, progress: Progress, warnings: list[str]) -> None:
     """Every score at every share, the random baseline and the reversed one; cells that are filled already are skipped."""
-    best = float("nan")
     jobs: list[tuple[str, int, int]] = [("score", i, j) for i in range(len(spec.scores)) for j in range(len(spec.shares))]
     jobs += [("random", i, j) for i in range(spec.n_random) for j in range(len(spec.shares))]
     jobs += [("reversed", 0, j) for j in range(len(spec.shares))]
@@ -329,8 +333,8 @@ def _sweep(data: xr.Dataset, model: Model, task: Task, spec: Spec, progress: Pro
         elif np.isnan(data["reversed_accuracy"].values[j]).any():
             # The other tail of the best score: the same share of heads, those with the LARGEST output norms.
             values = data["value"].sel(score=BEST).values.astype(np.float64)
-            best = float(np.quantile(values, 1 - spec.shares[j]))
-            data["reversed_accuracy"].values[j] = _pass(model, task, spec, lambda batch, best=best: _reversed_mask(best), ("pattern", "v"))[0]
+            mask = _reversed_mask(float(np.quantile(values, 1 - spec.shares[j])))
+            data["reversed_accuracy"].values[j] = _pass(model, task, spec, lambda batch, mask=mask: mask, ("pattern", "v"))[0]
     progress.update(len(jobs), len(jobs), "done")
 
 
@@ -384,6 +388,25 @@ def max_share(data: xr.Dataset, key: str) -> float:
     accuracy = data["accuracy"].sel(score=key).mean("input").values * 100
     level = baseline_accuracy(data) - float(data.attrs["tolerance"])
     return last_crossing(data["realised"].sel(score=key).values * 100, accuracy, level)
+
+
+def summary(data: xr.Dataset) -> pd.DataFrame:
+    """One row per score, best first: largest share within the tolerance (% of heads), points lost at 15 %, mean height of
+    the curve (normalised area, % right), rank among the paper's 13 (empty for the appendix scores)."""
+    rows = []
+    for key in map(str, data.score.values):
+        accuracy = data["accuracy"].sel(score=key).mean("input").values * 100
+        rows.append(
+            {
+                "score": key,
+                "title": hs.SCORES[key].title,
+                "max_share": max_share(data, key),
+                "lost_at_15": loss_at(data, "accuracy", score=key),
+                "mean_accuracy": normalised_auc(data["realised"].sel(score=key).values, accuracy),
+                "rank": rank_of(data, key) if hs.SCORES[key].number is not None else None,
+            }
+        )
+    return pd.DataFrame(rows).sort_values("max_share", ascending=False, ignore_index=True).astype({"rank": "Int64"})
 
 
 def rank_of(data: xr.Dataset, key: str) -> int:

@@ -1,0 +1,46 @@
+"""The house look of figures: one plotly template, colour-blind-safe, readable on a slide and in print.
+
+Colours are Okabe and Ito's (order fixed by use, not by appearance); signed maps are centred at 0 and use a diverging
+scale, unsigned ones start at their own zero. `finish` puts title, alt text and the provenance line on a figure.
+"""
+
+import plotly.graph_objects as go
+
+from workbench.core.provenance import Provenance
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442"
+GREY = "#9a9a9a"
+UNSIGNED, SIGNED = "Viridis", "RdBu"
+WIDTH, HEIGHT = 960, 560
+
+TEMPLATE = go.layout.Template(
+    layout=go.Layout(
+        colorway=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW],
+        font={"family": "Inter, Helvetica, Arial, sans-serif", "size": 16, "color": "#222222"},
+        title={"x": 0.01, "xanchor": "left", "font": {"size": 20}},
+        paper_bgcolor="#ffffff",
+        plot_bgcolor="#ffffff",
+        xaxis={"showgrid": True, "gridcolor": "#e6e6e6", "linecolor": "#444444", "ticks": "outside", "zeroline": False, "automargin": True},
+        yaxis={"showgrid": True, "gridcolor": "#e6e6e6", "linecolor": "#444444", "ticks": "outside", "zeroline": False, "automargin": True},
+        legend={"font": {"size": 14}, "bgcolor": "rgba(0,0,0,0)"},
+        margin={"l": 80, "r": 30, "t": 70, "b": 105},
+    )
+)
+
+
+def finish(figure: go.Figure, title: str, alt: str, provenance: Provenance) -> go.Figure:
+    """Give a figure its template, size, title, alt text (in layout.meta) and, under it, where it came from."""
+    figure.update_layout(template=TEMPLATE, title=title, width=WIDTH, height=HEIGHT, meta={"alt": alt, "provenance": provenance.short()})
+    figure.add_annotation(
+        text=provenance.short(), xref="paper", yref="paper", x=0, y=0, yshift=-88, xanchor="left", yanchor="top", showarrow=False,
+        font={"size": 11, "color": "#777777"},
+    )  # fmt: skip
+    return figure
+
+
+def signed_limits(values: object) -> dict[str, float]:
+    """Arguments for a heat map whose zero is the middle of the scale."""
+    import numpy as np
+
+    top = float(np.nanmax(np.abs(np.asarray(values, float)))) or 1.0
+    return {"zmin": -top, "zmax": top, "zmid": 0.0}

@@ -105,6 +105,10 @@ class ClaimsTable:
         text = f"{sum(c.ok is True for c in claims)} of {len(claims)} claims hold; {sum(c.ok is True for c in controls)} of {len(controls)} controls fail as they must"
         return text + (f"; {self.n_untested} not testable at this scale" if self.n_untested else "")
 
+    def verdicts(self) -> str:
+        """Statement and verdict only, no measured number: the same text on every machine, so a notebook can be compared."""
+        return "\n".join([*(f"{line.claim.kind}: {line.claim.text}\n    -> {line.words}" for line in self.lines), self.summary()])
+
     def __str__(self) -> str:
         def number(line: Line) -> str:
             return "-" if math.isnan(line.measured) else f"{line.measured:.2g}"

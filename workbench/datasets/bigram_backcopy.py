@@ -15,7 +15,10 @@ import numpy as np
 SPECIAL = ("<pad>", "<bos>", "<unk>")
 TRIGGERS = ("again", "ditto", "echo")
 WORDS = tuple(
-    ["apple", "beach", "bread", "brick", "cabin", "candle", "chair", "cloud", "copper", "corn", "daisy", "door", "eagle", "ember", "field", "flute", "forest", "garden", "glass", "grain", "harbor", "honey", "island", "ivory", "jacket", "kettle", "ladder", "lake", "lamp", "lemon", "maple", "market", "meadow", "mirror", "moon", "ocean", "olive", "orchard", "paper", "pebble", "pepper", "piano", "planet", "pond", "rain", "ribbon", "river", "road", "saddle", "salt", "sand", "ship", "silver", "snow", "stone", "table", "thread", "tower"]
+    """apple beach bread brick cabin candle chair cloud copper corn daisy door eagle ember field flute forest garden
+    glass grain harbor honey island ivory jacket kettle ladder lake lamp lemon maple market meadow mirror moon ocean
+    olive orchard paper pebble pepper piano planet pond rain ribbon river road saddle salt sand ship silver snow stone
+    table thread tower""".split()
 )
 VOCABULARY = SPECIAL + TRIGGERS + WORDS
 
@@ -25,13 +28,11 @@ class BigramBackcopy:
     """The language: which word follows which, and how often a trigger comes.
 
     trigger_rate: chance that a trigger follows a word. with_bos: whether every sequence opens with <bos>.
-    lags: how many places before each trigger the word stands that is repeated after it.
     chain_seed: draws the fixed chain; part of the language, not of a sample.
     """
 
     trigger_rate: float = 0.1
     with_bos: bool = True
-    lags: tuple[int, ...] = (1, 1, 1)
     chain_seed: int = 1234
 
     @cached_property
@@ -60,15 +61,17 @@ class BigramBackcopy:
         for t in range(start + 1, length):
             previous = tokens[:, t - 1]
             drawn = (rng.random(n)[:, None] >= self._cumulative[previous]).sum(1)
-            for trigger, lag in enumerate(self.lags, start=len(SPECIAL)):
-                here = previous == trigger
-                drawn[here] = tokens[here, max(start, t - 1 - lag)]
-            tokens[:, t] = drawn
+            back = tokens[:, t - 2] if t >= start + 2 else drawn
+            tokens[:, t] = np.where(is_trigger(previous), back, drawn)
         return tokens
 
     def predictable(self, tokens: np.ndarray) -> np.ndarray:
-        """[n, length - 1] True where the next word is settled by the context: everywhere but after <bos>."""
+        """[n, length - 1] True where the next word follows from the context: everywhere but after <bos>."""
         return tokens[:, :-1] != VOCABULARY.index("<bos>")
+
+    def repeated(self, tokens: np.ndarray) -> np.ndarray:
+        """[n, length - 1] True where the next word is a repetition, which only attention can know: after a trigger."""
+        return is_trigger(tokens[:, :-1])
 
 
 def is_trigger(tokens: np.ndarray) -> np.ndarray:

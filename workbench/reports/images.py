@@ -42,9 +42,10 @@ def write_pngs(figures: dict[str, go.Figure], folder: Path | str, *, scale: floa
     if find_browser() is None:
         return [], "no PNG was drawn: kaleido needs Chromium or Chrome (Debian: apt-get install chromium; elsewhere: kaleido_get_chrome)"
     wanted = [folder / f"{name}.png" for name in figures]
+    sizes = {"width": [f.layout.width for f in figures.values()], "height": [f.layout.height for f in figures.values()]}
     pool = ThreadPoolExecutor(1)
     try:
-        pool.submit(plotly.io.write_images, fig=list(figures.values()), file=[str(p) for p in wanted], scale=scale).result(timeout)
+        pool.submit(plotly.io.write_images, fig=list(figures.values()), file=[str(p) for p in wanted], scale=scale, **sizes).result(timeout)
     except TooLate:
         return [p for p in wanted if p.is_file()], f"drawing PNG took longer than {timeout:.0f} s and was left"
     except Exception as found:  # kaleido and its browser fail in many ways, none of which may cost the analysis

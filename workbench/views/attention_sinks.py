@@ -15,10 +15,6 @@ def _title(result: Result, score: str) -> str:
     return str(result.data["title"].sel(score=score).item())
 
 
-def _accuracy_word(result: Result) -> str:
-    return "Multiple-choice accuracy" if result.data.attrs.get("task") == "choices" else "Next-token accuracy"
-
-
 def accuracy_vs_share(result: Result) -> go.Figure:
     """Accuracy against the realised share of zeroed heads: all scores, the random band and the reversed control."""
     data, figure = result.data, go.Figure()
@@ -39,9 +35,9 @@ def accuracy_vs_share(result: Result) -> go.Figure:
     )  # fmt: skip
     level = float(data["accuracy"].sel(score="ahon_ln", share=0).mean()) * 100 - float(data.attrs["tolerance"])
     figure.add_hline(y=level, line={"color": "#444444", "width": 1, "dash": "dash"})
-    figure.add_annotation(x=1, xref="paper", xanchor="right", y=level, yanchor="top", text=f"untouched - {data.attrs['tolerance']:g} point", showarrow=False, font={"size": 13})
+    figure.add_annotation(x=1, xref="paper", xanchor="right", y=level, yanchor="top", text=f"untouched - {data.attrs['tolerance']:g} point", showarrow=False, font={"size": 13}, bgcolor="rgba(255,255,255,0.8)")
     figure.update_xaxes(title="Heads zeroed (% of heads, realised)")
-    figure.update_yaxes(title=f"{_accuracy_word(result)} (%)")
+    figure.update_yaxes(title=f"{str(data.attrs['accuracy_of']).capitalize()} (%)")
     figure.update_layout(legend={"x": 0.01, "y": 0.02, "yanchor": "bottom", "bgcolor": "rgba(255,255,255,0.75)"})
     alt = "Accuracy against the share of heads zeroed: average output norm stays flat longest, random and largest-norm heads fall first or last as measured."
     return theme.finish(figure, "How many heads can be zeroed, by the score that picks them", alt, result.provenance)
@@ -59,7 +55,7 @@ def _random_band(figure: go.Figure, result: Result) -> None:
     each = data["random_accuracy"].mean("input").values * 100
     figure.add_scatter(
         x=np.concatenate([x, x[::-1]]), y=np.concatenate([each.max(0), each.min(0)[::-1]]), fill="toself", fillcolor="rgba(0,0,0,0.15)",
-        line={"width": 0}, hoverinfo="skip", showlegend=False,
+        mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False,
     )  # fmt: skip
     figure.add_scatter(x=x, y=each.mean(0), name=f"random heads ({len(each)} draws)", mode="lines", line={"color": "#222222", "width": 3, "dash": "dash"})
 
@@ -70,7 +66,7 @@ def score_map(result: Result, score: str = "ahon_ln") -> go.Figure:
     unit = "ratio to layer mean" if score.endswith(RATIO_SCORES) else "score"
     figure = go.Figure(
         go.Heatmap(
-            z=values.values, x=values["head"].values, y=values["layer"].values, colorscale=theme.UNSIGNED, zmin=0, colorbar={"title": unit},
+            z=values.values, x=values["head"].values, y=values["layer"].values, colorscale=theme.UNSIGNED, zmin=0, zmax=float(values.max()), colorbar={"title": unit},
             texttemplate="%{z:.2f}" if values.size <= 200 else None, hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
         )
     )  # fmt: skip
@@ -101,11 +97,11 @@ def overlap(result: Result) -> go.Figure:
             hovertemplate="%{y}<br>%{x}<br>IoU %{z:.2f}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(tickangle=45, tickfont={"size": 12}, showgrid=False, title="Score")
-    figure.update_yaxes(autorange="reversed", tickfont={"size": 12}, showgrid=False, title="Score")
+    figure.update_xaxes(tickangle=-45, tickfont={"size": 12}, showgrid=False, title="Score", dtick=1)
+    figure.update_yaxes(autorange="reversed", tickfont={"size": 12}, showgrid=False, title="Score", dtick=1)
     theme.finish(figure, "Do the scores flag the same heads? (15 % flagged)", "Heat map of overlap between flagged sets.", result.provenance)
-    figure.layout.annotations[0].update(yshift=-215)
-    return figure.update_layout(height=760, margin={"b": 235})
+    figure.layout.annotations[0].update(yshift=-195)
+    return figure.update_layout(height=780, margin={"b": 220})
 
 
 def raster(result: Result, score: str = "ahon_ln", share: float = 0.15, n_inputs: int = 60) -> go.Figure:

@@ -5,8 +5,10 @@ claims hold and all controls fail as they must, 1 not so, 2 a mistake in the cal
 """
 
 import json as json_module
+import os
 import signal
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.core.catalogue import FAMILIES, PAPERS
-from workbench.core.errors import BadSpec, UnknownName, WorkbenchError
+from workbench.core.errors import BadSpec, WorkbenchError
 from workbench.core.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="A workbench for transformer interpretability, safety and privacy: one notebook per paper, every claim beside a control that must fail.")
@@ -23,7 +25,20 @@ app.add_typer(organisms_app, name="organisms")
 
 
 class _Terminal(Progress):
-    """Progress on one line of stderr; Ctrl-C cancels the run, which then keeps what it has."""
+    """Progress on one line of stderr. Ctrl-C cancels the run, which then keeps what it has; a second one stops at once.
+
+    With a `folder`, the result so far is saved there every half minute, so that a killed run can be resumed too.
+    """
+
+    def __init__(self, folder: Path | None = None):
+        super().__init__()
+        self.folder, self._kept = folder, time.monotonic()
+        self._every = float(os.environ.get("WORKBENCH_KEEP_SECONDS", "30"))
+
+    def keep(self, partial: Any) -> None:
+        if self.folder is not None and time.monotonic() - self._kept >= self._every:
+            partial().save(self.folder)
+            self._kept = time.monotonic()
 
     def show(self) -> None:
         if sys.stderr.isatty():
@@ -32,8 +47,12 @@ class _Terminal(Progress):
             sys.stderr.flush()
 
     def __enter__(self) -> "_Terminal":
-        self._before = signal.signal(signal.SIGINT, lambda *_: self.cancel())
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
         return self
+
+    def _interrupt(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+        self.cancel()
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
@@ -108,10 +127,11 @@ def _run(module: Any, spec: Any, folder: Path, as_json: bool) -> int:
     from workbench.views import figures_of
 
     _quiet()
+    _check_writable(folder)
     before = Result.load(folder / "result") if (folder / "result").is_dir() else None
     if before is not None and not before.partial:
         before = None
-    with _Terminal() as progress:
+    with _Terminal(folder / "result") as progress:
         result = module.run(spec, progress=progress, resume=before)
     result.save(folder / "result")
     table = check(result, module.CLAIMS)
@@ -133,6 +153,16 @@ def _run(module: Any, spec: Any, folder: Path, as_json: bool) -> int:
         typer.echo(f"cancelled; what was finished is in {folder}, and the same call with --out {folder} goes on from there", err=True)
         return 130
     return 0 if table.passed else 1
+
+
+def _check_writable(folder: Path) -> None:
+    """A folder that cannot be written is found out before the run, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as found:
+        raise WorkbenchError(f"--out {folder} cannot be written ({found.strerror}); give a folder that can") from None
 
 
 @organisms_app.command("list")
@@ -218,15 +248,23 @@ def _quiet() -> None:
 
 def main() -> None:
     """Entry point: a mistake of the caller becomes one sentence and exit code 2."""
+    usage_error = typer.BadParameter.__bases__[0]  # typer does not export the base of its usage errors
     try:
-        app()
-    except WorkbenchError as mistake:
-        kind = "" if not isinstance(mistake, UnknownName) else ""
-        typer.echo(f"workbench: {kind}{mistake}", err=True)
+        code = app(standalone_mode=False)
+    except usage_error as mistake:
+        wants_help = type(mistake).__name__ == "NoArgsIsHelpError"
+        typer.echo(mistake.format_message() if wants_help else f"workbench: {mistake.format_message()} (see workbench --help)", err=not wants_help)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except WorkbenchError as mistake:
+        typer.echo(f"workbench: {mistake}", err=True)
+        raise SystemExit(2) from None
+    except OSError as trouble:
+        typer.echo(f"workbench: {trouble.strerror or trouble} ({Path(trouble.filename).name if trouble.filename else 'no file named'})", err=True)
+        raise SystemExit(2) from None
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("workbench: cancelled", err=True)
         raise SystemExit(130) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ class UnknownName(WorkbenchError):
         """Build the sentence 'no KIND called NAME; closest: ...; HINT' from the names that do exist."""
         known = sorted(known)
         near = get_close_matches(str(name), known, 3, cutoff=0.5)
-        found = f"Closest: {', '.join(near)}." if near else f"Known: {', '.join(known) or 'none'}."
+        everything = ", ".join(known) if len(known) <= 40 else f"{', '.join(known[:5])} and {len(known) - 5} more"
+        found = f"Closest: {', '.join(near)}." if near else f"Known: {everything or 'none'}."
         return cls(f"no {kind} called {str(name)!r}. {found}{' ' + hint if hint else ''}")
 
 

@@ -6,6 +6,8 @@ next `update` raises Cancelled inside the run, which catches it, keeps what it h
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 
 class Cancelled(Exception):
@@ -32,6 +34,10 @@ class Progress:
             self._started = time.monotonic()
         self.done, self.total, self.text = done, total, text
         self.show()
+
+    def keep(self, partial: Callable[[], Any]) -> None:
+        """Offered by a run after each finished step: `partial()` makes the Result so far. The base class does not keep it;
+        a subclass may save it now and then, so that a killed run can be resumed."""
 
     def show(self) -> None:
         """Draw the current state. Called in the thread of the run: set values, never print from here in a kernel."""

@@ -39,10 +39,16 @@ class NextTokenTask:
         return self.tokens.tolist()
 
     def score(self, logits: torch.Tensor, index: torch.Tensor) -> np.ndarray:
-        """[batch, pos, d_vocab] logits of rows `index` -> [batch] accuracy in [0, 1]."""
+        """[batch, pos, d_vocab] logits of rows `index` -> [batch] accuracy in [0, 1]; nan where nothing counts."""
         right = logits[:, :-1].argmax(-1).cpu().numpy() == self.tokens[index.numpy(), 1:]
         counted = self.counted[index.numpy()]
-        return (right & counted).sum(1) / counted.sum(1)
+        n = counted.sum(1)
+        return np.where(n > 0, (right & counted).sum(1) / np.maximum(n, 1), np.nan)
+
+    @property
+    def warnings(self) -> list[str]:
+        empty = int((~self.counted.any(1)).sum())
+        return [f"{empty} of {self.n_inputs} inputs have no position that counts and are left out of accuracies"] if empty else []
 
 
 @dataclass(frozen=True)

@@ -124,10 +124,10 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, 
         data = _empty(spec, task.n_inputs, model, task.name)
         if resume is not None:
             _take_over(data, resume, provenance)
-        partial, warnings = False, list(getattr(task, "warnings", []))
+        partial, warnings = False, list(task.warnings)
         try:
             _baseline(data, model, task, spec)
-            _sweep(data, model, task, spec, progress, warnings)
+            _sweep(data, model, task, spec, progress, warnings, lambda: Result(provenance.finish(started), data, {}, True, tuple(warnings)))
             if spec.controls:
                 _controls(data, spec)
         except Cancelled:
@@ -323,7 +323,7 @@ class _Passes:
         return accuracy, replaced / possible, effect, warnings
 
 
-def _sweep(data: xr.Dataset, model: Model, task: Task, spec: Spec, progress: Progress, warnings: list[str]) -> None:
+def _sweep(data: xr.Dataset, model: Model, task: Task, spec: Spec, progress: Progress, warnings: list[str], so_far: Callable[[], Result]) -> None:
     """Every score at every share, the random baseline and the reversed one; cells that are filled already are skipped."""
     passes = _Passes(model, task, spec)
     jobs: list[tuple[str, int, int]] = [("score", i, j) for i in range(len(spec.scores)) for j in range(len(spec.shares))]
@@ -333,22 +333,23 @@ def _sweep(data: xr.Dataset, model: Model, task: Task, spec: Spec, progress: Pro
         progress.update(done, len(jobs), f"{kind} {spec.scores[i] if kind == 'score' else ''} at {spec.shares[j]:.0%}")
         if kind == "score":
             key, threshold = spec.scores[i], float(data["threshold"].values[i, j])
-            if np.isnan(data["accuracy"].values[i, j]).any():
+            if np.isnan(data["accuracy"].values[i, j]).all():
                 mask = inactive_mask(key, threshold, model)
                 accuracy, realised, effect, said = passes.run(lambda batch, mask=mask: mask, ("pattern", "v"))
                 data["accuracy"].values[i, j] = accuracy
                 data["realised"].values[i, j], data["effect"].values[i, j] = realised, effect
                 warnings += said
         elif kind == "random":
-            if np.isnan(data["random_accuracy"].values[i, j]).any():
+            if np.isnan(data["random_accuracy"].values[i, j]).all():
                 masks = random_masks(task.n_inputs, model, spec.shares[j], seed=(spec.seed, 1, i, j))
                 accuracy, realised, _, _ = passes.run(lambda batch, masks=masks: masks[batch.index], ())
                 data["random_accuracy"].values[i, j], data["random_realised"].values[i, j] = accuracy, realised
-        elif np.isnan(data["reversed_accuracy"].values[j]).any():
+        elif np.isnan(data["reversed_accuracy"].values[j]).all():
             # The other tail of the best score: the same share of heads, those with the LARGEST output norms.
             values = data["value"].sel(score=BEST).values.astype(np.float64)
             mask = _reversed_mask(float(np.quantile(values, 1 - spec.shares[j])))
             data["reversed_accuracy"].values[j] = passes.run(lambda batch, mask=mask: mask, ("pattern", "v"))[0]
+        progress.keep(so_far)
     progress.update(len(jobs), len(jobs), "done")
 
 

@@ -270,12 +270,21 @@ def _wrap(module: nn.Module, spec: ModelSpec, label: str, tokenizer: Any, about:
     except (ValueError, KeyError, AttributeError, NotImplementedError) as found:
         raise UnsupportedModel(f"TransformerLens has no adapter that takes {architecture}: {_first_sentence(found)}") from found
     bridge.eval()
+    _forget_patterns(bridge)
     if spec.processing == "folded":
         bridge.enable_compatibility_mode()
     runner = bridge if kind in ("causal-lm", "masked-lm") else module
     if reference is not None and spec.processing == "raw":
         about = about | {"parity_max_abs_diff": _difference(reference, _probe(runner, kind, config))}
     return Model(replace(spec, device=str(bridge.cfg.device)), label, kind, bridge, runner, tokenizer, about)
+
+
+def _forget_patterns(bridge: Any) -> None:
+    """TransformerLens 4.3's joint-QKV attention stashes its last pattern in `_pattern`, which nothing reads: over all
+    layers that is every pattern of the model, kept alive until the next forward. Dropped as each attention returns."""
+    for module in bridge.modules():
+        if hasattr(module, "_pattern"):
+            module.register_forward_hook(lambda attention, *_: setattr(attention, "_pattern", None))
 
 
 def _body(module: Any, kind: Kind) -> nn.Module:

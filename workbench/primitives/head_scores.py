@@ -117,6 +117,11 @@ class Score:
     number: int | None = None
     unit: str = ""
 
+    @property
+    def shown_unit(self) -> str:
+        """What to write on an axis."""
+        return {"layer": "ratio to layer mean", "own": "ratio to the head's own mean"}.get(self.over) or self.unit or "activation units"
+
     def flags(self, score: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
         """True where a head is inactive; strict, so a threshold at the smallest (largest) score flags nothing."""
         return score < threshold if self.inactive == "<" else score > threshold

@@ -8,11 +8,14 @@ from workbench.core.result import Result
 from . import theme
 
 SHOWN = {"ahon_ln": theme.BLUE, "awft": theme.ORANGE}
-RATIO_SCORES = ("_ln", "_hn")
 
 
 def _title(result: Result, score: str) -> str:
     return str(result.data["title"].sel(score=score).item())
+
+
+def _unit(result: Result, score: str) -> str:
+    return str(result.data["unit"].sel(score=score).item())
 
 
 def accuracy_vs_share(result: Result) -> go.Figure:
@@ -63,10 +66,9 @@ def _random_band(figure: go.Figure, result: Result) -> None:
 def score_map(result: Result, score: str = "ahon_ln") -> go.Figure:
     """Layer x head mean of a score over inputs."""
     values = result.data["value"].sel(score=score).mean("input")
-    unit = "ratio to layer mean" if score.endswith(RATIO_SCORES) else "score"
     figure = go.Figure(
         go.Heatmap(
-            z=values.values, x=values["head"].values, y=values["layer"].values, colorscale=theme.UNSIGNED, zmin=0, zmax=float(values.max()), colorbar={"title": unit},
+            z=values.values, x=values["head"].values, y=values["layer"].values, colorscale=theme.UNSIGNED, zmin=0, zmax=float(values.max()), colorbar={"title": _unit(result, score)},
             texttemplate="%{z:.2f}" if values.size <= 200 else None, hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
         )
     )  # fmt: skip
@@ -82,7 +84,7 @@ def score_histogram(result: Result, score: str = "ahon_ln", share: float = 0.15)
     threshold = float(data["threshold"].sel(score=score, share=at))
     figure = go.Figure(go.Histogram(x=data["value"].sel(score=score).values.ravel(), nbinsx=60, marker={"color": theme.BLUE}))
     figure.add_vline(x=threshold, line={"color": theme.RED, "width": 3}, annotation={"text": f"threshold for {at:.0%}", "font": {"color": theme.RED}})
-    figure.update_xaxes(title=f"{_title(result, score)} ({'ratio to layer mean' if score.endswith(RATIO_SCORES) else 'its own unit'})")
+    figure.update_xaxes(title=f"{_title(result, score)} ({_unit(result, score)})")
     figure.update_yaxes(title="Heads (input x layer x head)")
     return theme.finish(figure, f"Where the threshold falls: {_title(result, score)}", f"Histogram of {score} with its threshold.", result.provenance)
 

@@ -231,7 +231,7 @@ def _empty(spec: Spec, n_inputs: int, model: Model, task_name: str) -> xr.Datase
     sizes["arm"] = 2
     coords = {
         "score": list(spec.scores), "share": list(spec.shares), "layer": range(model.n_layers), "head": range(model.n_heads),
-        "arm": [BEST, "random"], "title": ("score", [hs.SCORES[k].title for k in spec.scores]),
+        "arm": [BEST, "random"], "title": ("score", [hs.SCORES[k].title for k in spec.scores]), "unit": ("score", [hs.SCORES[k].shown_unit for k in spec.scores]),
     }  # fmt: skip
     variables = {
         name: (dims, np.full([sizes[d] for d in dims], np.nan, np.float32), {"long_name": title, "unit": unit}) for name, (dims, title, unit) in described.items()

@@ -11,6 +11,8 @@ from .errors import UnknownName
 
 @dataclass(frozen=True)
 class Paper:
+    """A paper in scope."""
+
     stem: str
     family: str
     title: str

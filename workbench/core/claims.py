@@ -4,6 +4,7 @@ A claim is a statement that should hold. A control is a statement that should NO
 would have "found" the effect where there is none, and that is reported as loudly as a failed claim.
 """
 
+import html
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -80,13 +81,13 @@ class ClaimsTable:
         return sum(line.ok is None for line in self.lines)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Plain JSON rows; an unmeasured value is None."""
+        """Plain JSON rows; an unmeasured value is None, an infinite one the text "inf" or "-inf"."""
         return [
             {
                 "kind": line.claim.kind,
                 "text": line.claim.text,
                 "source": line.claim.source,
-                "measured": None if math.isnan(line.measured) else line.measured,
+                "measured": _plain(line.measured),
                 "unit": line.claim.unit,
                 "expected": line.expected,
                 "threshold_from": line.claim.threshold_from,
@@ -125,12 +126,16 @@ class ClaimsTable:
         colours = {True: "#1b7f4d", False: "#c0392b", None: "#777"}
         head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("", "statement", "where", "measured", "expected", "verdict"))
         body = "".join(
-            f"<tr><td>{line.claim.kind}</td><td style='text-align:left'>{line.claim.text}</td><td style='text-align:left'>{line.claim.source}</td>"
-            f"<td>{'-' if math.isnan(line.measured) else f'{line.measured:.2g}'}</td><td>{line.expected.replace('<', '&lt;')}</td>"
+            f"<tr><td>{line.claim.kind}</td><td style='text-align:left'>{html.escape(line.claim.text)}</td><td style='text-align:left'>{html.escape(line.claim.source)}</td>"
+            f"<td>{'-' if math.isnan(line.measured) else f'{line.measured:.2g}'}</td><td>{html.escape(line.expected)}</td>"
             f"<td style='text-align:left;color:{colours[line.ok]};font-weight:600'>{line.words}</td></tr>"
             for line in self.lines
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{self.summary()}</p>"
+
+
+def _plain(number: float) -> float | str | None:
+    return None if math.isnan(number) else number if math.isfinite(number) else str(number)
 
 
 def check(subject: Any, claims: Sequence[Claim]) -> ClaimsTable:

@@ -38,16 +38,19 @@ def new_folder(path: Path | str) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        if path.exists():
+        if os.path.lexists(path):
             os.rename(path, old)
         os.rename(partial, path)
     except BaseException:
-        if old.exists() and not path.exists():
+        if os.path.lexists(old) and not os.path.lexists(path):
             os.rename(old, path)
         raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        for left in (partial, old):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def sha256(path: Path | str) -> str:

@@ -77,6 +77,8 @@ def resolve(site: str, layer: int | None, known: Mapping[str, str], model: str =
     if site not in SITES:
         if site in known and layer is None:
             return known[site]
+        if site in known:
+            raise UnknownSite(f"{site!r} is a full hook name, so it takes no layer (got {layer})")
         raise UnknownSite.among("site or hook", site, [*SITES, *known], f"workbench.sites({model!r}) lists all.")
     wanted = name(site, layer)
     if wanted in known:
@@ -84,10 +86,11 @@ def resolve(site: str, layer: int | None, known: Mapping[str, str], model: str =
     n_layers = 1 + max((int(k.split(".")[1]) for k in known if k.startswith("blocks.")), default=-1)
     if layer is not None and not 0 <= layer < n_layers:
         raise UnknownSite(f"{model} has layers 0 to {n_layers - 1}, so there is no {site} at layer {layer}")
+    neurons = "its experts run as one fused operation" if f"blocks.{layer}.mlp.gate.hook_out" in known else "its MLP does not expose it"
     why = {
         "resid_mid": "attention and MLP read the same stream there (parallel residual), so nothing lies between them",
-        "mlp_pre": "its experts run as one fused operation" if "blocks.0.mlp.gate.hook_out" in known else "its MLP does not expose it",
-        "mlp_post": "its experts run as one fused operation" if "blocks.0.mlp.gate.hook_out" in known else "its MLP does not expose it",
+        "mlp_pre": neurons,
+        "mlp_post": neurons,
     }.get(site, "its TransformerLens adapter does not expose it")
-    have = [s for s, entry in SITES.items() if entry.template.format(layer=0) in known]
+    have = [s for s, entry in SITES.items() if entry.template.format(layer=layer) in known]
     raise UnknownSite(f"{model} has no site {site!r}: {why}. It has: {', '.join(have)}.")

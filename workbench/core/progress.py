@@ -20,7 +20,7 @@ class Progress:
     def __init__(self) -> None:
         self.done, self.total, self.text = 0, 0, ""
         self._stop = threading.Event()
-        self._started = time.monotonic()
+        self._started, self._first = time.monotonic(), 0
 
     def update(self, done: int, total: int, text: str = "") -> None:
         """Report `done` of `total` steps.
@@ -31,7 +31,7 @@ class Progress:
         if self._stop.is_set():
             raise Cancelled(f"cancelled after {self.done} of {self.total} steps")
         if total != self.total or done < self.done:
-            self._started = time.monotonic()
+            self._started, self._first = time.monotonic(), done
         self.done, self.total, self.text = done, total, text
         self.show()
 
@@ -52,10 +52,11 @@ class Progress:
 
     @property
     def eta_seconds(self) -> float:
-        """Seconds left at the rate so far; nan before the first step."""
-        if not self.done:
+        """Seconds left at the rate since this stage's first report; nan before its first step."""
+        steps = self.done - self._first
+        if steps <= 0:
             return float("nan")
-        return (time.monotonic() - self._started) / self.done * (self.total - self.done)
+        return (time.monotonic() - self._started) / steps * (self.total - self.done)
 
 
 class _Silent(Progress):

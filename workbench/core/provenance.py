@@ -59,6 +59,7 @@ class Provenance:
 
 
 def versions() -> dict[str, str]:
+    """{package: installed version} of PACKAGES."""
     found = {}
     for name in PACKAGES:
         try:
@@ -70,13 +71,15 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout this package runs from; empty when it is not a checkout or git is missing."""
+    """Commit and dirty flag of the checkout this package runs from; empty when this file is not tracked (an installed copy
+    inside somebody else's checkout says nothing about us) or git is missing."""
 
     def git(*args: str) -> str:
         here = Path(__file__).parent
         return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return {}

@@ -70,10 +70,13 @@ class Result:
         folder = Path(folder)
         try:
             about = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as found:
+        except (OSError, ValueError) as found:
             raise BrokenResult(f"{folder.name} holds no readable result.json ({type(found).__name__}); a Result is a folder") from None
-        if about.get("format") != FORMAT:
-            raise BrokenResult(f"{folder.name} has format {about.get('format')}, this version reads format {FORMAT}")
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            found = about.get("format") if isinstance(about, dict) else "no"
+            raise BrokenResult(f"{folder.name} has format {found}, this version reads format {FORMAT}")
+        if missing := {"provenance", "partial", "warnings", "tables", "sha256"} - set(about):
+            raise BrokenResult(f"result.json in {folder.name} lacks {', '.join(sorted(missing))}; run the analysis again")
         for name, digest in about["sha256"].items():
             if not (folder / name).is_file():
                 raise BrokenResult(f"{folder.name} lacks {name}, which its result.json lists; run the analysis again")

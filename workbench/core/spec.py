@@ -132,9 +132,13 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, hint):
             return value
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise BadSpec(f"{where} must be a finite number, got {value!r}")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise BadSpec(f"{where} must be a finite number, got {str(value)[:30]}")
+        return number
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise BadSpec(f"{where} must be of type {hint.__name__}, got {value!r}")

@@ -94,6 +94,11 @@ def test_a_site_that_the_architecture_lacks_comes_with_the_reason_and_what_there
     assert site not in have and {"resid_pre", "resid_post", "pattern", "z", "logits"} <= set(have)
 
 
+def test_a_missing_site_without_layers_still_lists_those_with_layers():
+    have = sentence("logits", None, known("logits")).split("It has: ")[1].rstrip(".").split(", ")
+    assert have == [site for site in hooks.SITES if site != "logits"]
+
+
 def test_a_dense_first_layer_does_not_hide_why_an_expert_layer_lacks_neurons():
     names = known(**{"blocks.1.mlp.gate.hook_out": "x"})
     del names["blocks.1.mlp.hook_post"]

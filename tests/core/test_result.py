@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -17,7 +17,7 @@ from workbench.core.errors import BrokenResult
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 
-SETTINGS = settings(max_examples=25, deadline=None, database=None)
+SETTINGS = settings(max_examples=25, deadline=None, database=None, phases=[Phase.explicit, Phase.generate])  # no shrinking: each try writes files
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=6)
 DTYPES = ("float32", "float64", "int64", "int32", "bool")
 ATTRS = st.dictionaries(st.sampled_from(["unit", "long_name", "note"]), TEXT | st.integers(-(2**31), 2**31) | st.floats(allow_nan=False), max_size=3)

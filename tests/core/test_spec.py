@@ -91,10 +91,11 @@ def test_the_texts_of_a_command_line_give_back_every_value(spec):
     texts = {}
     for name in Outer.dotted_fields():
         value = spec
+        if name.startswith("twin."):
+            continue  # it may be None, which has no fields to set
         for part in name.split("."):
             value = getattr(value, part)
-        if name != "twin":
-            texts[name] = as_text(value)
+        texts[name] = as_text(value)
     assert Outer(twin=spec.twin).with_strings(texts) == spec
 
 

@@ -92,5 +92,5 @@ def resolve(site: str, layer: int | None, known: Mapping[str, str], model: str =
         "mlp_pre": neurons,
         "mlp_post": neurons,
     }.get(site, "its TransformerLens adapter does not expose it")
-    have = [s for s, entry in SITES.items() if entry.template.format(layer=layer) in known]
+    have = [s for s, entry in SITES.items() if entry.template.format(layer=layer or 0) in known]
     raise UnknownSite(f"{model} has no site {site!r}: {why}. It has: {', '.join(have)}.")

@@ -32,6 +32,12 @@ class Result:
     partial: bool = False
     warnings: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for where, attrs in [("data", self.data.attrs), *((str(n), v.attrs) for n, v in self.data.variables.items())]:
+            for key, value in attrs.items():
+                if value is None or isinstance(value, (bool, dict)):  # netCDF has none of these; found out here, not after a long run
+                    raise TypeError(f"attribute {key!r} of {where} is {value!r}: use text or a number, so that the Result can be saved")
+
     @property
     def stem(self) -> str:
         return self.provenance.stem
@@ -77,7 +83,7 @@ class Result:
             raise BrokenResult(f"{folder.name} has format {found}, this version reads format {FORMAT}")
         if missing := {"provenance", "partial", "warnings", "tables", "sha256"} - set(about):
             raise BrokenResult(f"result.json in {folder.name} lacks {', '.join(sorted(missing))}; run the analysis again")
-        for name, digest in about["sha256"].items():
+        for name, digest in dict(about["sha256"]).items():
             if not (folder / name).is_file():
                 raise BrokenResult(f"{folder.name} lacks {name}, which its result.json lists; run the analysis again")
             if files.sha256(folder / name) != digest:

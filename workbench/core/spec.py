@@ -83,8 +83,9 @@ class Spec:
         """Every settable name with its type; fields of nested specs are dotted."""
         found: dict[str, Any] = {}
         for name, hint in typing.get_type_hints(cls).items():
-            if isinstance(hint, type) and issubclass(hint, Spec):
-                found |= {f"{name}.{inner}": h for inner, h in hint.dotted_fields().items()}
+            inside = _spec_in(hint)
+            if inside is not None:
+                found |= {f"{name}.{inner}": h for inner, h in inside.dotted_fields().items()}
             elif name in cls._names():
                 found[name] = hint
         return found
@@ -114,6 +115,14 @@ class Spec:
         return cls.from_dict(json.loads(text))
 
 
+def _spec_in(hint: Any) -> "type[Spec] | None":
+    """The Spec class of a field declared as one, or as one that may be None."""
+    for option in (hint, *typing.get_args(hint)):
+        if isinstance(option, type) and issubclass(option, Spec):
+            return option
+    return None
+
+
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     """Bring a value to its declared type where nothing is lost (list -> tuple, dict -> Spec, 1 -> 1.0), else complain."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -124,7 +133,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         return _coerce(value, inner[0], where)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
-            raise BadSpec(f"{where} must be a list of {args[0].__name__}, got {value!r}")
+            raise BadSpec(f"{where} must be a list of {getattr(args[0], '__name__', args[0])}, got {value!r}")
         return tuple(_coerce(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
     if isinstance(hint, type) and issubclass(hint, Spec):
         if isinstance(value, Mapping):
@@ -137,7 +146,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            raise BadSpec(f"{where} must be a finite number, got {str(value)[:30]}")
+            raise BadSpec(f"{where} must be a finite number, got {value if isinstance(value, float) else 'one outside the range of floats'}")
         return number
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value

@@ -3,7 +3,7 @@
 Weights are read by transformers (safetensors only, no code from the checkpoint unless asked), run once on a fixed probe,
 and then wrapped in place by TransformerLens; the largest difference between the two on the probe is the parity kept in
 provenance. Wrapping in place means parity costs two short forwards and no second copy.
-Cost: the weights once, plus a forward of 2 x 12 tokens.
+Cost: the weights once, plus two forwards of 24 tokens.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from workbench.core import places
@@ -44,9 +45,13 @@ def load(name: str | ModelSpec | nn.Module = "organism:attention-sink", *, token
         UnsupportedModel: if loading it would lose something (a head, pickled weights, an unknown architecture).
         NoRoom: if the weights will not fit.
     """
+    with torch.random.fork_rng():  # loading draws (heads that are never run), and must not move the caller's random state
+        return _load(name, tokenizer, options)
+
+
+def _load(name: str | ModelSpec | nn.Module, tokenizer: Any, options: dict[str, Any]) -> Model:
     if isinstance(name, nn.Module):
-        spec = ModelSpec(name=getattr(name, "name_or_path", "") or type(name).__name__).replace(**options)
-        return _wrap(name, spec, Path(spec.name).name, tokenizer or None, {})
+        return _from_memory(name, tokenizer, options)
     spec = (name if isinstance(name, ModelSpec) else ModelSpec(name=name)).replace(**options)
     spec = replace(spec, device=_resolve_device(spec.device))
     source, label, about = _locate(spec)
@@ -59,6 +64,18 @@ def load(name: str | ModelSpec | nn.Module = "organism:attention-sink", *, token
     return _wrap(module, spec, label, tokenizer or None, about)
 
 
+def _from_memory(module: Any, tokenizer: Any, options: dict[str, Any]) -> Model:
+    spec = ModelSpec(name=getattr(module, "name_or_path", "") or type(module).__name__).replace(**options)
+    for option in ("untrained_seed", "device_map", "n_devices", "base", "revision"):
+        if getattr(spec, option) is not None:
+            raise BadSpec(f"{option} is for models that load() reads itself; this {type(module).__name__} is in memory already")
+    if "dtype" in options:
+        module = module.to(getattr(torch, spec.dtype))
+    if "device" in options:
+        module = module.to(_resolve_device(spec.device))
+    return _wrap(module, spec, Path(spec.name).name, tokenizer or None, {})
+
+
 # ---- where it is ----
 
 
@@ -69,6 +86,8 @@ def _resolve_device(device: str) -> str:
         raise BadSpec(f"device must be auto, cpu, mps, cuda or cuda:N, got {device!r}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadSpec(f"device {device!r} was asked for, and this PyTorch ({torch.__version__}) sees no CUDA GPU; use device='auto' or 'cpu'")
+    if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
+        raise BadSpec(f"device {device!r} was asked for, and this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
     if device == "mps" and not torch.backends.mps.is_available():
         raise BadSpec("device 'mps' was asked for, and this machine has none; use device='auto' or 'cpu'")
     return device
@@ -157,6 +176,8 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
             output_loading_info=True,
             **placement,
         )
+    except SafetensorError as found:
+        raise UnsupportedModel(f"the weights of {Path(source).name!r} are damaged ({_first_sentence(found)}); copy them again") from found
     except OSError as found:
         if Path(source).is_dir():
             raise ModelNotFound(f"{Path(source).name!r} could not be read: {_first_sentence(found)}") from found
@@ -214,7 +235,8 @@ def _refuse_losses(module: nn.Module, info: Mapping[str, Any], source: str) -> N
     unused = sorted(k for k in info["unexpected_keys"] if not re.search(r"(rotary_emb\.inv_freq|position_ids|\.attn\.(masked_)?bias|cls\.seq_relationship|pooler)", k))
     if unused:
         raise UnsupportedModel(f"{name!r} has weights that {type(module).__name__} would drop: {', '.join(unused[:4])}; set `architectures` in its config.json to the class that has them")
-    missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
+    pooled = type(module).__name__.endswith("Classification")  # elsewhere the pooler is there and nothing reads it
+    missing = sorted(k for k in info["missing_keys"] if pooled or "pooler" not in k)
     if missing:
         raise UnsupportedModel(f"{name!r} lacks weights that {type(module).__name__} needs, and random ones would be silent nonsense: {', '.join(missing[:4])}")
 
@@ -233,7 +255,17 @@ def _with_adapter(folder: Path, spec: ModelSpec, about: dict[str, Any]) -> tuple
         source, label, _ = _locate(replace(spec, name=base))
     except ModelNotFound as found:
         raise ModelNotFound(f"the adapter {folder.name!r} wants a base that is not here: {found}. Pass base='DIR or hub id'") from None
-    merged = PeftModel.from_pretrained(_read(source, spec), str(folder)).merge_and_unload()
+    base_module = _read(source, spec)
+    if settings.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and not type(base_module).__name__.endswith("Classification"):
+        raise UnsupportedModel(
+            f"the adapter {folder.name!r} brings a classification head ({settings['task_type']}) and its base is a {type(base_module).__name__}, "
+            "so the head would be lost; merge it with peft into an AutoModelForSequenceClassification and save that"
+        )
+    wrapped: Any = PeftModel.from_pretrained(base_module, str(folder))
+    try:
+        merged = wrapped.merge_and_unload()
+    except AttributeError:
+        raise UnsupportedModel(f"the adapter {folder.name!r} ({settings.get('peft_type')}) cannot be merged into weights, so it cannot be hooked") from None
     tokenizer_source = str(folder) if (folder / "tokenizer_config.json").is_file() else source
     return merged, tokenizer_source, about | {"base": label}
 
@@ -256,11 +288,15 @@ def _read_tokenizer(source: str, spec: ModelSpec) -> Any:
 
 def _wrap(module: nn.Module, spec: ModelSpec, label: str, tokenizer: Any, about: dict[str, Any]) -> Model:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from transformer_lens.utilities.attn_implementation import force_eager_attention
 
     config: Any = module.config
     config.architectures = [type(module).__name__]
     _, kind = _class_for(config)
+    if spec.processing == "folded" and kind not in ("causal-lm", "masked-lm"):
+        raise UnsupportedModel(f"processing='folded' moves norms into weights, and the head of a {kind} is outside what TransformerLens folds; use 'raw'")
     module.eval()
+    force_eager_attention(module)  # fused attention has no pattern to read
     about = about | {"n_parameters": sum(p.numel() for p in module.parameters()), "weights": hash_weights(module)}
     reference = _probe(module, kind)
     body = _body(module, kind)
@@ -297,8 +333,7 @@ def _body(module: Any, kind: Kind) -> nn.Module:
     causal = type(module.config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and type(module.config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
     parameter = next(module.parameters())
-    with torch.random.fork_rng():
-        body = auto.from_config(module.config, attn_implementation="eager")
+    body = auto.from_config(module.config, attn_implementation="eager")
     setattr(body, module.base_model_prefix, getattr(module, module.base_model_prefix, module))
     body.config.architectures = [type(body).__name__]
     return body.to(device=parameter.device, dtype=parameter.dtype).eval()
@@ -311,10 +346,10 @@ def _probe(runner: Any, kind: Kind, config: Any = None) -> torch.Tensor | None:
     generator = torch.Generator().manual_seed(0)
     if kind == "image-classifier":
         size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        probe = {"pixel_values": torch.rand(2, config.num_channels, size, size, generator=generator).to(device, next(runner.parameters()).dtype)}
+        probe = {"pixel_values": torch.rand(1, config.num_channels, size, size, generator=generator).to(device, next(runner.parameters()).dtype)}
     else:
         text = config.get_text_config()
-        probe = {"input_ids": torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (2, 12), generator=generator).to(device)}
+        probe = {"input_ids": torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, 24), generator=generator).to(device)}
     with torch.no_grad():
         if hasattr(runner, "hook_dict"):
             return runner(probe["input_ids"]).float().cpu()

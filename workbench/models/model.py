@@ -17,9 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 
 from workbench.core import hooks
-from workbench.core.errors import BadData, NoRoom, NoTokenizer, UnsupportedModel, WorkbenchError
+from workbench.core.errors import BadData, NoRoom, NoTokenizer, UnknownSite, UnsupportedModel, WorkbenchError
 
 from .spec import ModelSpec
 from .tokens import Batch
@@ -125,12 +126,17 @@ class Model:
     def hook_names(self) -> Mapping[str, str]:
         """{any hook name of this model: its canonical name}; aliases map to one canonical name each.
 
-        Two sets of TransformerLens aliases are mended here because they do not mean what their names say: on fused
-        mixtures of experts "mlp_post" is the MLP's output, not its neurons (left out), and in post-norm encoders
-        "attn_out" already contains the residual and its norm (pointed at the output projection, and "resid_mid" at
-        the stream that the MLP reads).
+        TransformerLens's names are mended here where they do not mean what they say: on fused mixtures of experts
+        "mlp_post" is the MLP's output, not its neurons (left out); in post-norm encoders "attn_out" already contains the
+        residual and its norm (pointed at the output projection, and "resid_mid" at the stream that the MLP reads); where
+        attention is Hugging Face's own, "attn_scores" is the pattern over again (left out). Hooks that lie outside the
+        module that is run, such as the unembedding of an encoder without a head, are left out too.
         """
-        known = {name: point.name or name for name, point in self.live.hook_dict.items()}
+        reachable = {id(m) for m in self.runner.modules()} if self.runner is not None and self.runner is not self.bridge else None
+        points = {n: p for n, p in self.live.hook_dict.items() if reachable is None or id(p) in reachable}
+        known = {name: point.name or name for name, point in points.items()}
+        if not self.pattern_is_live:
+            known = {n: c for n, c in known.items() if not c.endswith("hook_attn_scores")}
         for name, canonical in list(known.items()):
             if name.endswith(("mlp.hook_pre", "mlp.hook_post")) and canonical.endswith(("mlp.hook_in", "mlp.hook_out")):
                 del known[name]
@@ -139,6 +145,14 @@ class Model:
                 known[f"blocks.{layer}.hook_attn_out"] = f"blocks.{layer}.attn.o.hook_out"
                 known[f"blocks.{layer}.hook_resid_mid"] = f"blocks.{layer}.attn.hook_out"
         return known
+
+    @cached_property
+    def pattern_is_live(self) -> bool:
+        """Whether editing the pattern re-weights the output. Where TransformerLens runs Hugging Face's own attention (OPT,
+        BERT, ViT), the pattern is shown after the fact: it can be read, and editing it would change nothing."""
+        attention = self.live.blocks[0].attn
+        own = type(attention).forward is not AttentionBridge.forward
+        return own or bool(getattr(attention.original_component, "accepts_pattern_fn", False))
 
     def hook_name(self, site: str, layer: int | None = None) -> str:
         """Canonical hook name of a site here; UnknownSite with the closest names or the reason otherwise."""
@@ -183,10 +197,15 @@ class Model:
         if isinstance(tokens, Batch):
             tokens, mask = tokens.tokens, tokens.mask
         tokens = tokens.to(self.device)
-        if mask is not None:
-            mask = None if bool(mask.all()) else mask.to(self.device, torch.long)
         self._refuse_bad_tokens(tokens)
-        with self.lock, torch.set_grad_enabled(grad), self.live.hooks(fwd_hooks=list(hook_fns)):
+        if mask is not None:
+            if mask.shape != tokens.shape:
+                raise BadData(f"mask has shape {tuple(mask.shape)} and the tokens {tuple(tokens.shape)}; they must agree")
+            mask = None if bool(mask.all()) else mask.to(self.device, torch.long)
+        if mask is not None and self.kind == "classifier" and not self.is_causal and not bool(mask[:, 0].all()):
+            raise BadData(f"{self.name} classifies by its first token, and the batch is padded on the left; pad on the right")
+        named = [(self._canonical(name), fn) for name, fn in hook_fns]
+        with self.lock, torch.set_grad_enabled(grad), self.live.hooks(fwd_hooks=named):
             try:
                 return self._call(tokens, mask, stop_at_layer)
             except torch.OutOfMemoryError as found:
@@ -198,11 +217,25 @@ class Model:
     def _call(self, tokens: torch.Tensor, mask: torch.Tensor | None, stop_at_layer: int | None) -> torch.Tensor:
         if self.runner is self.bridge or stop_at_layer is not None:
             return self.live(tokens, attention_mask=mask, stop_at_layer=stop_at_layer)
-        assert self.runner is not None
+        runner: Any = self.runner
         if self.kind == "image-classifier":
-            return self.runner(pixel_values=tokens).logits
-        out = self.runner(input_ids=tokens, attention_mask=mask)
+            return runner(pixel_values=tokens).logits
+        given: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask}
+        if mask is not None:
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+        if self.kind == "classifier" and self.is_causal:
+            # Hugging Face finds the last token by comparing ids with the padding id, which a real token may equal; the
+            # mask is what says which tokens are real.
+            hidden = getattr(runner, runner.base_model_prefix)(**given).last_hidden_state
+            last = -1 if mask is None else tokens.shape[1] - 1 - mask.flip(1).argmax(1)
+            return runner.score(hidden[torch.arange(len(tokens)), last])
+        out = runner(**given)
         return out.last_hidden_state if self.kind == "encoder" else out.logits
+
+    def _canonical(self, name: str) -> str:
+        if name not in self.hook_names:
+            raise UnknownSite.among("hook", name, self.hook_names, f"{self.name} has {len(self.hook_names)}.")
+        return self.hook_names[name]
 
     def _refuse_bad_tokens(self, tokens: torch.Tensor) -> None:
         if self.kind == "image-classifier":
@@ -235,14 +268,16 @@ class Model:
             return [tokenizer(text)["input_ids"] for text in texts]
         if bos and tokenizer.bos_token_id is None:
             raise BadData(f"the tokenizer of {self.name} has no BOS token; pass bos=False or bos=None")
-        front = [tokenizer.bos_token_id] if bos else []
-        return [front + tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        front = [tokenizer.bos_token_id]
+        bare = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        bare = [row[1:] if row[:1] == front else row for row in bare]  # the text may spell its BOS out, as chat templates do
+        return [front + row for row in bare] if bos else bare
 
     def to_strings(self, ids: Sequence[int]) -> list[str]:
         """One readable string per token id, for labels; ids as text where there is no tokenizer."""
         if self.tokenizer is None:
             return [str(int(i)) for i in ids]
-        return [self.tokenizer.decode([int(i)]) for i in ids]
+        return [self.tokenizer.decode([int(i)]).replace("\x00", "\\0") for i in ids]  # labels must survive netCDF
 
     @property
     def pad_id(self) -> int:

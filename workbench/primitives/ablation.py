@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from workbench.core.errors import NotFired, WorkbenchError
+from workbench.core.errors import NotFired, UnsupportedModel, WorkbenchError
 from workbench.core.hooks import SITES
 from workbench.models.model import Hook, Model
 from workbench.models.tokens import Batch
@@ -88,6 +88,8 @@ def ablate(
     Raises:
         NotFired: if no hook fired. WorkbenchError: on a mask of the wrong shape or a missing reference.
     """
+    if site in ("pattern", "attn_scores") and not model.pattern_is_live:
+        raise UnsupportedModel(f"{model.name} shows its pattern after the fact, so replacing it would change nothing; ablate z instead")
     if value not in ("zero", "mean", "resample"):
         raise WorkbenchError(f"value must be zero, mean or resample, got {value!r}")
     if value != "zero" and reference is None:
@@ -96,7 +98,7 @@ def ablate(
     seen: dict[int, dict[str, torch.Tensor]] = {}
     chosen = list(range(model.n_layers) if layers is None else layers)
     generator = torch.Generator().manual_seed(seed)
-    if not callable(mask) and (mask.shape[-2] != model.n_layers or mask.ndim not in (2, 3)):
+    if not callable(mask) and (mask.ndim not in (2, 3) or mask.shape[-2] != model.n_layers):
         raise WorkbenchError(f"mask must be [layer, unit] or [batch, layer, unit] with {model.n_layers} layers, got shape {tuple(mask.shape)}")
 
     def reader(layer: int, name: str) -> Hook:
@@ -108,6 +110,8 @@ def ablate(
     def editor(layer: int) -> Hook:
         def edit(tensor: torch.Tensor, hook: object) -> torch.Tensor | None:
             acts = seen.pop(layer, {}) | {site: tensor}
+            if missing := [name for name in reads if name not in acts]:
+                raise NotFired(f"{', '.join(missing)} of layer {layer} had not fired when {site} did in {model.name}, so the mask cannot read it there")
             flags = mask(layer, acts) if callable(mask) else mask[..., layer, :]
             flags = _per_input(flags, site, tensor)
             report.firings += 1
@@ -116,7 +120,10 @@ def ablate(
             if not bool(flags.any()):
                 return None
             new = _replacement(value, reference, layer, tensor, generator)
-            return torch.where(_spread(flags, site, tensor), new, tensor)
+            spread = _spread(flags, site, tensor)
+            if site == "attn_scores":  # a masked score must stay masked, or the head would see the future
+                spread = spread & (tensor > torch.finfo(tensor.dtype).min / 2)
+            return torch.where(spread, new, tensor)
 
         return model.hook_name(site, layer), edit
 
@@ -128,7 +135,10 @@ def ablate(
     if not report.firings:
         raise NotFired(f"no hook at {site} fired in {model.name}, so this is the untouched run")
     if compare and clean is not None:
-        report.effect = float((output - clean).abs().flatten(1).amax(1).mean())
+        moved = (output - clean).abs()
+        if isinstance(tokens, Batch) and moved.ndim == 3:
+            moved = moved * tokens.mask.to(moved.device).unsqueeze(-1)
+        report.effect = float(moved.flatten(1).amax(1).mean())
         if report.n_replaced and report.effect == 0:
             report.warnings.append(f"{report.n_replaced} units were replaced at {site} and the output did not move: nothing downstream reads them")
     return Ablated(output, report)

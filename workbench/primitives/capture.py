@@ -7,6 +7,7 @@ default cache holds every activation about twice.
 Cost: one forward per batch; memory as `plan_capture` predicts.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,6 +52,7 @@ def observe(
         NotFired: if some site never fired, naming it.
     """
     wanted = range(model.n_layers) if layers is None else layers
+    sites = list(dict.fromkeys(sites))
     waiting: dict[int, dict[str, torch.Tensor]] = {layer: {} for layer in wanted}
 
     def hook_for(site: str, layer: int) -> Hook:
@@ -184,10 +186,14 @@ def capture(
     if not rows:
         raise WorkbenchError("no rows to capture: give at least one list of token ids")
     lengths = {len(row) for row in rows}
+    keys = _keys(model, sites, layers)
+    if len(lengths) > 1 and any("key_pos" in _dims(model, key) for key in keys):
+        raise WorkbenchError(f"rows have {len(lengths)} different lengths, and scores and patterns keep an axis of that length; use rows of one length, or observe()")
+    if positions is not None and any(not -max(lengths) <= p < max(lengths) for p in positions):
+        raise WorkbenchError(f"positions {list(positions)} go outside rows of {max(lengths)} tokens")
     if reduce == "none" and len(lengths) > 1:
         raise WorkbenchError(f"rows have {len(lengths)} different lengths ({min(lengths)} to {max(lengths)} tokens): use reduce='mean' or 'last', or rows of one length")
     budget = 0.8 * memory.available_bytes(device) if budget_bytes is None else budget_bytes
-    keys = _keys(model, sites, layers)
     while True:
         plan = plan_capture(model, len(rows), max(lengths), sites, layers=layers, positions=positions, dtype=dtype, reduce=reduce, batch_size=batch_size)
         if plan.peak_bytes <= budget:
@@ -223,13 +229,25 @@ def _keys(model: Model, sites: Sequence[str], layers: Sequence[int] | None) -> l
     return list(keys.values())
 
 
+def _dims(model: Model, key: Key) -> tuple[str, ...]:
+    """Axes of a place after batch. A full hook name has those of the site it is; any other point is taken as (pos, ...)."""
+    if key[0] in SITES:
+        return SITES[key[0]].dims
+    first = re.sub(r"^blocks\.\d+\.", "blocks.0.", model.hook_name(*key))
+    for site in SITES.values():
+        if model.hook_names.get(site.template.format(layer=0)) == first:
+            return site.dims
+    return ("pos",)
+
+
 def _run_batch(
     model: Model, batch: Batch, keys: Sequence[Key], positions: Sequence[int] | None, dtype: torch.dtype | None, reduce: Reduction, device: str
 ) -> dict[Key, torch.Tensor]:
     taken: dict[Key, torch.Tensor] = {}
 
     def hook_for(key: Key) -> Hook:
-        pos_dim = SITES[key[0]].dims.index("query_pos" if "query_pos" in SITES[key[0]].dims else "pos") + 1 if key[0] in SITES else 1
+        dims = _dims(model, key)
+        pos_dim = 1 + dims.index("query_pos" if "query_pos" in dims else "pos")
 
         def take(tensor: torch.Tensor, hook: object) -> None:
             tensor = tensor.detach().movedim(pos_dim, 1)

@@ -98,7 +98,11 @@ def read_choice_items(path: Path | str) -> list[ChoiceItem]:
     path, items = Path(path), []
     if not path.is_file():
         raise BadData(f"no file {path.name!r}; give a JSONL file with question, choices and answer on every line")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as found:
+        raise BadData(f"{path.name} is not UTF-8 text (byte {found.start}); save it as UTF-8 JSONL") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -112,12 +116,14 @@ def read_choice_items(path: Path | str) -> list[ChoiceItem]:
 
 
 def _choice_item(row: dict) -> ChoiceItem:
+    if not isinstance(row["choices"], (list, tuple)):
+        raise ValueError(f"choices must be a list, got {row['choices']!r}")
     choices, answer = tuple(str(c) for c in row["choices"]), row["answer"]
-    if isinstance(answer, str) and answer in LETTERS:
+    if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
         answer = LETTERS.index(answer)
     if not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"{len(choices)} choices where 2 to {len(LETTERS)} work")
-    if not isinstance(answer, int) or not 0 <= answer < len(choices):
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise ValueError(f"answer {row['answer']!r} is not one of its {len(choices)} choices")
     return ChoiceItem(str(row["question"]), choices, answer, str(row.get("subject", "")))
 

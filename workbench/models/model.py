@@ -99,7 +99,7 @@ class Model:
 
     @property
     def is_causal(self) -> bool:
-        return self.kind == "causal-lm" or getattr(self.live.cfg, "attention_dir", "causal") == "causal"
+        return self.kind == "causal-lm" or (self.kind != "image-classifier" and getattr(self.live.cfg, "attention_dir", "causal") == "causal")
 
     @property
     def device(self) -> str:
@@ -202,10 +202,9 @@ class Model:
             if mask.shape != tokens.shape:
                 raise BadData(f"mask has shape {tuple(mask.shape)} and the tokens {tuple(tokens.shape)}; they must agree")
             mask = None if bool(mask.all()) else mask.to(self.device, torch.long)
-        if mask is not None and self.kind == "classifier" and not self.is_causal and not bool(mask[:, 0].all()):
+        if mask is not None and self._pools and not self.is_causal and not bool(mask[:, 0].all()):
             raise BadData(f"{self.name} classifies by its first token, and the batch is padded on the left; pad on the right")
-        named = [(self._canonical(name), fn) for name, fn in hook_fns]
-        with self.lock, torch.set_grad_enabled(grad), self.live.hooks(fwd_hooks=named):
+        with self.lock, torch.set_grad_enabled(grad), self.hooked(hook_fns):
             try:
                 return self._call(tokens, mask, stop_at_layer)
             except torch.OutOfMemoryError as found:
@@ -213,6 +212,19 @@ class Model:
                     f"{self.name} ran out of memory on {self.device} in a forward of shape {tuple(tokens.shape)}, whose logits alone "
                     f"are {tokens.numel() * self.d_vocab * self.dtype.itemsize / 1e9:.2f} GB; use a smaller batch_size"
                 ) from found
+
+    @contextmanager
+    def hooked(self, hook_fns: Sequence[Hook]) -> Iterator[None]:
+        """Attach hooks for the length of a block; hold the lock around it. Names are resolved here, UnknownSite if wrong."""
+        named = [(self._canonical(name), fn) for name, fn in hook_fns]
+        with self.live.hooks(fwd_hooks=[(name, _in_place(fn) if name in self._norm_inputs else fn) for name, fn in named]):
+            yield
+
+    @cached_property
+    def _norm_inputs(self) -> frozenset[str]:
+        """Hooks that stand for "resid_mid" and are in truth the input of the norm before the MLP."""
+        mids = (self.hook_names.get(f"blocks.{layer}.hook_resid_mid", "") for layer in range(self.n_layers))
+        return frozenset(name for name in mids if name.endswith("ln2.hook_in"))
 
     def _call(self, tokens: torch.Tensor, mask: torch.Tensor | None, stop_at_layer: int | None) -> torch.Tensor:
         if self.runner is self.bridge or stop_at_layer is not None:
@@ -222,8 +234,8 @@ class Model:
             return runner(pixel_values=tokens).logits
         given: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask}
         if mask is not None:
-            given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
-        if self.kind == "classifier" and self.is_causal:
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0) + self._first_position
+        if self._pools and self.is_causal:
             # Hugging Face finds the last token by comparing ids with the padding id, which a real token may equal; the
             # mask is what says which tokens are real.
             hidden = getattr(runner, runner.base_model_prefix)(**given).last_hidden_state
@@ -231,6 +243,19 @@ class Model:
             return runner.score(hidden[torch.arange(len(tokens)), last])
         out = runner(**given)
         return out.last_hidden_state if self.kind == "encoder" else out.logits
+
+    @property
+    def _pools(self) -> bool:
+        """Whether the head reads one token of the sequence."""
+        return type(self.runner).__name__.endswith("ForSequenceClassification")
+
+    @cached_property
+    def _first_position(self) -> int:
+        """The position id of a first token: 0, but RoBERTa counts from its padding id on."""
+        runner: Any = self.runner
+        body = getattr(runner, getattr(runner, "base_model_prefix", "") or "-", runner)
+        padding = getattr(getattr(body, "embeddings", None), "padding_idx", None)
+        return 0 if padding is None else padding + 1
 
     def _canonical(self, name: str) -> str:
         if name not in self.hook_names:
@@ -323,6 +348,21 @@ class Model:
         """UnsupportedModel unless this is a `kind`."""
         if self.kind != kind:
             raise UnsupportedModel(f"{for_what} needs a {kind}, and {self.name} is a {self.kind}")
+
+
+def _in_place(fn: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Tensor]:
+    """A hook whose replacement is written into the tensor it was shown.
+
+    What a hook on a norm's input RETURNS reaches the norm alone, and the residual connection around it keeps the old
+    values; written into the tensor, the replacement reaches both, which is what editing the stream means.
+    """
+
+    def write(tensor: torch.Tensor, hook: object) -> torch.Tensor:
+        before = tensor.clone()
+        new = fn(before, hook=hook)
+        return tensor if new is None else tensor.copy_(new)
+
+    return write
 
 
 def hash_weights(module: nn.Module) -> str:

@@ -73,7 +73,7 @@ def ablate(
             layers' ablations did. Units are heads for z, q, pattern; key/value heads for k, v; neurons for mlp_post;
             for the other sites there is one unit, the site itself.
         site: where to replace.
-        value: "zero"; "mean": `reference`; "resample": the same unit of another input of `reference`, drawn by `seed`.
+        value: "zero"; "mean": `reference`; "resample": the same unit of a row of `reference`, drawn by `seed`.
         reference: {layer: tensor} at `site`: for "mean" without batch dim (as `reference_mean` makes it), for "resample"
             [row, ...] with the same positions.
         reads: further sites a mask function needs (they must fire before `site` in the layer).
@@ -134,6 +134,8 @@ def ablate(
         output = model.forward(tokens, hook_fns=hook_fns)
     if not report.firings:
         raise NotFired(f"no hook at {site} fired in {model.name}, so this is the untouched run")
+    if report.firings < len(chosen):
+        raise NotFired(f"{site} fired in {report.firings} of {len(chosen)} layers of {model.name}, so this is not the ablation that was asked for")
     if compare and clean is not None:
         moved = (output - clean).abs()
         if isinstance(tokens, Batch) and moved.ndim == 3:

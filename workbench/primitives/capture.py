@@ -189,8 +189,8 @@ def capture(
     keys = _keys(model, sites, layers)
     if len(lengths) > 1 and any("key_pos" in _dims(model, key) for key in keys):
         raise WorkbenchError(f"rows have {len(lengths)} different lengths, and scores and patterns keep an axis of that length; use rows of one length, or observe()")
-    if positions is not None and any(not -max(lengths) <= p < max(lengths) for p in positions):
-        raise WorkbenchError(f"positions {list(positions)} go outside rows of {max(lengths)} tokens")
+    if positions is not None and any(not -min(lengths) <= p < min(lengths) for p in positions):
+        raise WorkbenchError(f"positions {list(positions)} go outside rows of {min(lengths)} tokens")
     if reduce == "none" and len(lengths) > 1:
         raise WorkbenchError(f"rows have {len(lengths)} different lengths ({min(lengths)} to {max(lengths)} tokens): use reduce='mean' or 'last', or rows of one length")
     budget = 0.8 * memory.available_bytes(device) if budget_bytes is None else budget_bytes

@@ -80,20 +80,22 @@ def train(
     rows, losses = [], []
     model.train()
     try:
-        for step in range(spec.steps):
-            tokens = torch.from_numpy(sample(spec.batch_size, spec.length, rng)).to(device)
-            logits = model(tokens).logits[:, skip:-1]
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, skip + 1 :].flatten())
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), spec.clip)
-            optimiser.step()
-            rate.step()
-            losses.append(loss.item())
-            if (step + 1) % log_every == 0 or step + 1 == spec.steps:
-                rows.append({"step": step + 1, "loss": float(np.mean(losses)), "lr": rate.get_last_lr()[0]})
-                losses.clear()
-            progress.update(step + 1, spec.steps, "training")
+        with torch.random.fork_rng():  # dropout draws from torch's global state, which is not ours to move or to depend on
+            torch.manual_seed(spec.seed)
+            for step in range(spec.steps):
+                tokens = torch.from_numpy(sample(spec.batch_size, spec.length, rng)).to(device)
+                logits = model(tokens).logits[:, skip:-1]
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, skip + 1 :].flatten())
+                optimiser.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), spec.clip)
+                losses.append(loss.item())
+                if (step + 1) % log_every == 0 or step + 1 == spec.steps:
+                    rows.append({"step": step + 1, "loss": float(np.mean(losses)), "lr": rate.get_last_lr()[0]})
+                    losses.clear()
+                optimiser.step()
+                rate.step()
+                progress.update(step + 1, spec.steps, "training")
     finally:
         model.eval()
     return pd.DataFrame(rows)

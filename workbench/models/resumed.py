@@ -1,0 +1,146 @@
+"""Forwards that start in the middle: at a chosen block, and only for the positions from a chosen one on.
+
+A patch at (layer, pos) changes nothing before that layer and, in a causal model, nothing before that position. `BaseRun`
+keeps what the unpatched run computed there - the residual stream entering every block, keys and values - and `run`
+goes on from it: earlier blocks are stood in for by modules that pass their input through, the residual is swapped in at
+the block, and the cache gives attention its past. TransformerLens's `start_at_layer` does not do this: it executes the
+earlier blocks and throws their work away.
+Blocks keep their places in the model's list, because some families choose the attention mask by a block's index.
+Cost of `run`: (n_layers - layer) blocks over rows x (n_pos - start) tokens. Memory of a BaseRun: (n_layers + 2 x
+n_layers x n_kv_heads x d_head / d_model) residual streams of its tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache
+
+from workbench.core.errors import UnsupportedModel
+
+from .model import Hook, Model
+
+
+class _PassThrough(nn.Module):
+    """Stands where a block was: gives back the hidden states, and the block's attributes to whoever asks for them."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.__dict__["_block"] = block  # not a submodule: it must not be found twice
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return hidden_states
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_block"], name)
+
+
+class BaseRun:
+    """The unpatched run of [example, pos] tokens, and forwards that go on from within it.
+
+    Attributes:
+        tokens: [example, pos]. resid_pre: per layer [example, pos, d_model]. logits: [example, pos, d_vocab].
+
+    Raises:
+        UnsupportedModel: if this architecture has no cache or block list that allows it; the sentence says what.
+    """
+
+    def __init__(self, model: Model, tokens: torch.Tensor):
+        model.require("causal-lm", "resuming a forward")
+        self.model, self.tokens = model, tokens.to(model.device)
+        self.blocks = _block_list(model)
+        self.resid_pre: list[torch.Tensor] = [torch.empty(0)] * model.n_layers
+        hooks = [(model.hook_name("resid_pre", layer), self._keeper(layer)) for layer in range(model.n_layers)]
+        with model.lock, torch.no_grad(), model.hooked(hooks):
+            self.logits, cache = model.live(self.tokens, return_type="logits_and_cache", use_cache=True)
+        self.keys_values = _read_cache(cache, model, self.tokens.shape[1])
+
+    def _keeper(self, layer: int) -> Any:
+        def keep(tensor: torch.Tensor, hook: object) -> None:
+            self.resid_pre[layer] = tensor.detach()
+
+        return keep
+
+    @property
+    def n_pos(self) -> int:
+        return self.tokens.shape[1]
+
+    def run(
+        self,
+        layer: int,
+        start: int,
+        example: torch.Tensor,
+        *,
+        residual: torch.Tensor | None = None,
+        hook_fns: Sequence[Hook] = (),
+        read: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Go on from block `layer` and position `start`.
+
+        Args:
+            layer: first block that is executed. start: first position that is computed.
+            example: [row] which example each row is; examples may repeat.
+            residual: [row, pos - start, d_model] entering the block; the unpatched one if not given.
+            hook_fns: on blocks from `layer` on; tensors have positions from `start` on.
+            read: positions (absolute, from `start` on) whose logits are wanted; all from `start` if not given. No others
+                reach the unembedding.
+
+        Returns:
+            [row, read_pos, d_vocab] logits.
+        """
+        model, example = self.model, example.to(self.tokens.device)
+        if residual is None:
+            residual = self.resid_pre[layer][example, start:]
+        fns = list(hook_fns)
+        if read is not None:
+            wanted = [p - start for p in read]
+            fns.append(("unembed.hook_in", lambda tensor, hook: tensor[:, wanted]))
+        given = {"past_key_values": self._cache(example, start), "use_cache": True} if start else {"use_cache": False}
+
+        def swap(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            if args:
+                return (residual, *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": residual}
+
+        with model.lock, torch.no_grad():
+            originals = list(self.blocks)
+            handle = originals[layer].register_forward_pre_hook(swap, with_kwargs=True, prepend=True)
+            try:
+                for i in range(layer):
+                    self.blocks[i] = _PassThrough(originals[i])
+                with model.hooked(fns):
+                    return model.live(self.tokens[example, start:], **given)
+            finally:
+                handle.remove()
+                for i in range(layer):
+                    self.blocks[i] = originals[i]
+
+    def _cache(self, example: torch.Tensor, start: int) -> DynamicCache:
+        """Keys and values of the positions before `start`, one row per row of `example`."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.keys_values):
+            cache.update(keys[example, :, :start], values[example, :, :start], layer)
+        return cache
+
+
+def _block_list(model: Model) -> nn.ModuleList:
+    mapping: Any = model.live.adapter.component_mapping or {}
+    if "blocks" not in mapping:
+        raise UnsupportedModel(f"{model.name} has no single stack of blocks, so a forward cannot start in its middle")
+    found = model.live.original_model.get_submodule(mapping["blocks"].name)
+    if not isinstance(found, nn.ModuleList):
+        raise UnsupportedModel(f"the blocks of {model.name} are a {type(found).__name__} and not a list that can be stood in for")
+    return found
+
+
+def _read_cache(cache: Any, model: Model, n_pos: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values [example, kv_head, pos, d_head] per layer, complete, or UnsupportedModel."""
+    layers = getattr(cache, "layers", None)
+    if layers is None or len(layers) != model.n_layers:
+        raise UnsupportedModel(f"{model.name} keeps its past in a {type(cache).__name__}, not in keys and values per layer")
+    pairs = [(getattr(entry, "keys", None), getattr(entry, "values", None)) for entry in layers]
+    whole = [(k, v) for k, v in pairs if k is not None and v is not None and k.shape[-2] == n_pos == v.shape[-2]]
+    if len(whole) != model.n_layers:
+        raise UnsupportedModel(f"{model.name} does not keep the keys and values of all {n_pos} positions in every layer (a sliding window, or another kind of layer)")
+    return whole

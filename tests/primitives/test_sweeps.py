@@ -156,9 +156,9 @@ def test_other_sources_equal_a_plain_hook(models, pair, family, source):
     model, base = models[family], pair[1]
     source = MeanOver(pair[0]) if source == "mean" else source
     result = sweep(model, base, source, METRIC, site="z", axes=("pos", "unit"), layers=[1], positions=[2, -1], units=[1])
-    values = sweeps._source_values(model, base, source, "z", [1])[1]
+    values = sweeps._source_values(model, base, source, "z", [1])[0][1]
     if isinstance(source, MeanOver):
-        torch.testing.assert_close(values[0, 0], sweeps._read(model, pair[0], "z", [1])[1].mean((0, 1)))
+        torch.testing.assert_close(values[0, 0], sweeps._read(model, pair[0], "z", [1])[0][1].mean((0, 1)))
     for pos in (2, N_POS - 1):
 
         def edit(tensor, hook, pos=pos):
@@ -186,7 +186,7 @@ def test_every_metric_is_that_of_whole_logits(models, pair, metric):
     model, (clean, corrupted) = models["neox"], pair
     metric = metric(model, clean)
     result = denoise(model, clean, corrupted, metric, site="resid_pre", layers=[1])
-    resid = sweeps._read(model, clean, "resid_pre", [1])[1]
+    resid = sweeps._read(model, clean, "resid_pre", [1])[0][1]
     for pos in range(N_POS):
 
         def edit(tensor, hook, pos=pos):
@@ -273,10 +273,10 @@ def test_best_cuts_beat_every_other_way_of_cutting():
     def cost(cuts):
         return sum((b - a) * per_pos * suffix[a] + fixed for a, b in cuts)
 
-    from itertools import combinations
+    from itertools import combinations, pairwise
 
     every = [[0, *middle, 9] for n in range(9) for middle in combinations(range(1, 9), n)]
-    assert cost(sweeps._best_cuts(suffix, per_pos, fixed)) == min(cost(list(zip(e[:-1], e[1:], strict=True))) for e in every)
+    assert cost(sweeps._best_cuts(suffix, per_pos, fixed)) == min(cost(list(pairwise(e))) for e in every)
 
 
 def test_plan_predicts_and_says_so(models, pair):

@@ -20,7 +20,7 @@ def result(organism):
 
 def test_every_figure_has_axis_titles_alt_text_and_provenance(result):
     drawn = figures_of(result)
-    assert list(drawn)[0] == "accuracy_vs_share" and len(drawn) == 5
+    assert next(iter(drawn)) == "accuracy_vs_share" and len(drawn) == 5
     for name, figure in drawn.items():
         assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text, name
         assert len(figure.layout.meta["alt"]) > 20, name

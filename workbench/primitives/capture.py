@@ -262,7 +262,11 @@ def _run_batch(
     model.forward(batch, hook_fns=[hook_for(key) for key in keys])
     if silent := [f"{s} of layer {n}" for s, n in keys if (s, n) not in taken]:
         raise NotFired(f"{', '.join(silent[:3])} never fired in {model.name}, so nothing was captured there")
-    return taken
+    # The hooks' closures take part in reference cycles: what they hold lives until the garbage collector comes by, which
+    # with few large tensors is many batches later. So they are left holding nothing.
+    found = dict(taken)
+    taken.clear()
+    return found
 
 
 def _reduce(tensor: torch.Tensor, mask: torch.Tensor, positions: Sequence[int] | None, reduce: Reduction) -> torch.Tensor:

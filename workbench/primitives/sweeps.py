@@ -68,8 +68,8 @@ class Resample:
 Source = FromRun | Zero | MeanOver | Resample
 
 
-def _source_values(model: Model, base: torch.Tensor, source: Source, site: str, layers: Sequence[int]) -> dict[int, torch.Tensor]:
-    """{layer: tensor shaped like the site in a run of `base`} to copy cells from."""
+def _source_values(model: Model, base: torch.Tensor, source: Source, site: str, layers: Sequence[int]) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
+    """{layer: tensor shaped like the site in a run of `base`} to copy cells from, and the source run's logits if it is one."""
     if isinstance(source, Resample):
         if len(base) < 2:
             raise BadData("resampling takes another example as source, and there is only one; give several, or FromRun")
@@ -81,21 +81,24 @@ def _source_values(model: Model, base: torch.Tensor, source: Source, site: str, 
         return _read(model, source.tokens, site, layers)
     if isinstance(source, MeanOver) and "query_pos" in SITES[site].dims:
         raise BadData(f"a mean over positions of {site} mixes queries that see different keys; sweep z, or use FromRun")
-    like = _read(model, base, site, layers)
+    like, _ = _read(model, base, site, layers)
     if isinstance(source, Zero):
-        return {layer: torch.zeros_like(value) for layer, value in like.items()}
-    means = _read(model, source.tokens, site, layers)
-    return {layer: means[layer].float().mean((0, 1)).to(value.dtype).expand_as(value) for layer, value in like.items()}
+        return {layer: torch.zeros_like(value) for layer, value in like.items()}, None
+    means, _ = _read(model, source.tokens, site, layers)
+    return {layer: means[layer].float().mean((0, 1)).to(value.dtype).expand_as(value) for layer, value in like.items()}, None
 
 
-def _read(model: Model, tokens: torch.Tensor, site: str, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+def _read(model: Model, tokens: torch.Tensor, site: str, layers: Sequence[int]) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    """{layer: the site's tensor} and the logits of one run."""
     taken: dict[int, torch.Tensor] = {}
 
     def hook_for(layer: int) -> Hook:
         return model.hook_name(site, layer), lambda tensor, hook: taken.__setitem__(layer, tensor.detach())
 
-    model.forward(tokens, hook_fns=[hook_for(layer) for layer in layers])
-    return taken
+    logits = model.forward(tokens, hook_fns=[hook_for(layer) for layer in layers])
+    found = dict(taken)
+    taken.clear()  # the hooks' closures live until the garbage collector comes by
+    return found, logits
 
 
 # ---- the plan ----
@@ -191,7 +194,7 @@ def _settle(model: Model, base: torch.Tensor, site: str, axes: Sequence[Axis], l
 
 def _n_units(model: Model, base: torch.Tensor, site: str) -> int:
     """Heads or neurons of a site, read off the tensor itself: some adapters record another MLP width than there is."""
-    value = _read(model, base[:1, :1], site, (0,))[0]
+    value = _read(model, base[:1, :1], site, (0,))[0][0]
     return value.shape[1 + SITES[site].dims.index(UNITS[site])]
 
 
@@ -282,21 +285,23 @@ def _plan(model: Model, job: _Job, metric: Metric, run: BaseRun | None, budget_b
 
 
 def _timed(run: BaseRun, job: _Job) -> tuple[float, float]:
-    """(fixed cost of a forward in tokens, seconds per token and block), from passes of two and of eight rows."""
+    """(fixed cost of a forward in tokens, seconds per token and block), from passes of two and of eight rows through the
+    last quarter of the blocks, where a pass is cheap."""
+    n_blocks = max(1, run.model.n_layers // 4)
     seconds = {}
     for rows in (2, 8):
         example = torch.arange(rows) % job.n_examples
         took = []
         for _ in range(2):
             started = time.perf_counter()
-            run.run(0, 0, example, read=(job.n_pos - 1,))
+            run.run(run.model.n_layers - n_blocks, 0, example, read=(job.n_pos - 1,))
             if run.tokens.is_cuda:
                 torch.cuda.synchronize()
             took.append(time.perf_counter() - started)
         seconds[rows] = min(took)
     per_token = max((seconds[8] - seconds[2]) / (6 * job.n_pos), 1e-9)
     fixed = max(seconds[2] / per_token - 2 * job.n_pos, 1.0)
-    return fixed, per_token / run.model.n_layers
+    return fixed, per_token / n_blocks
 
 
 # ---- the sweep ----
@@ -347,14 +352,15 @@ def sweep(
     job = _settle(model, base, site, axes, layers, positions, units)
     base = base.to(model.device)
     warnings: list[str] = []
-    values = _source_values(model, base, source, site, job.layers)
+    values, source_logits = _source_values(model, base, source, site, job.layers)
     run, base_logits = _base_run(model, base, warnings)
     settings = {"site": site, "axes": list(axes), "metric": metric.name, "source": type(source).__name__, "layers": list(job.layers), "positions": list(job.positions), "seed": seed}
     provenance = Provenance.start("sweep", settings, seed, model=model.provenance(), data={"n_examples": len(base), "n_pos": job.n_pos, "base": _digest(base)})
     data = _empty(model, job, metric, base)
     data["base_value"].values[:] = metric(base_logits, torch.arange(len(base), device=base.device)).cpu().numpy()
     if isinstance(source, FromRun):
-        data["source_value"] = ("example", metric(model.forward(source.tokens)).cpu().numpy(), data["base_value"].attrs)
+        assert source_logits is not None
+        data["source_value"] = ("example", metric(source_logits).cpu().numpy(), data["base_value"].attrs)
     cells = _Cells(model, job, metric, values, base, run, data["base_value"].values)
     cells.choose_engine(n_check, seed, data, warnings)
     if resume is not None:

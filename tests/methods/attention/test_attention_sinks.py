@@ -52,15 +52,22 @@ def test_dynamic_zeroing_equals_a_layer_by_layer_oracle(result, organism, score)
         decided: dict[int, torch.Tensor] = {}
         for layer in range(organism.n_layers):
             seen = {}
-            hooks = [(organism.hook_name("z", n), lambda t, hook, n=n: t * (~decided[n])[None, None, :, None]) for n in decided]
-            hooks += [(organism.hook_name(s, layer), lambda t, hook, s=s: seen.__setitem__(s, t.clone())) for s in ("pattern", "v", "z")]
-            logits = organism.forward(tokens, hook_fns=hooks)
+            hooks = [*_zeroing(organism, decided), *((organism.hook_name(s, layer), _keep(seen, s)) for s in ("pattern", "v", "z"))]
+            organism.forward(tokens, hook_fns=hooks)
             values = hs.head_scores(seen["pattern"], seen["v"], seen["z"], keys=(score,))[score][0]
             decided[layer] = values < threshold if hs.SCORES[score].inactive == "<" else values > threshold
-        hooks = [(organism.hook_name("z", n), lambda t, hook, n=n: t * (~decided[n])[None, None, :, None]) for n in decided]
-        logits = organism.forward(tokens, hook_fns=hooks)
+        logits = organism.forward(tokens, hook_fns=_zeroing(organism, decided))
         expected = task.score(logits, torch.tensor([row]))
         np.testing.assert_allclose(result.data["accuracy"].sel(score=score, share=0.3).values[row], expected[0], atol=1e-6)
+
+
+def _zeroing(model, decided):
+    """Hooks that set the decided heads of each layer to zero."""
+    return [(model.hook_name("z", layer), lambda t, hook, off=off: t * (~off)[None, None, :, None]) for layer, off in decided.items()]
+
+
+def _keep(seen, site):
+    return lambda t, hook: seen.__setitem__(site, t.clone())
 
 
 def test_random_masks_have_the_asked_share_and_are_seeded(organism):

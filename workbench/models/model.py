@@ -228,7 +228,9 @@ class Model:
 
     def _call(self, tokens: torch.Tensor, mask: torch.Tensor | None, stop_at_layer: int | None) -> torch.Tensor:
         if self.runner is self.bridge or stop_at_layer is not None:
-            return self.live(tokens, attention_mask=mask, stop_at_layer=stop_at_layer)
+            # No cache of keys and values: nothing reads it, and it would be as large as the residual streams of all layers.
+            cache = {"use_cache": False} if self.kind == "causal-lm" else {}
+            return self.live(tokens, attention_mask=mask, stop_at_layer=stop_at_layer, **cache)
         runner: Any = self.runner
         if self.kind == "image-classifier":
             return runner(pixel_values=tokens).logits

@@ -127,8 +127,8 @@ def plan_capture(
 
     Shapes come from a forward of one row, so custom reductions and every architecture are covered.
 
-    The peak is what is kept, plus for one batch: the raw tensors of the sites until they are reduced, the largest
-    intermediate of a forward (attention scores and pattern of a layer, or the MLP's), and the logits.
+    The peak is, for one batch, what is taken of it and the larger of a block's intermediates (attention scores and pattern,
+    or the MLP's, with a few residual streams) and the logits; and, once there is more than one batch, all that is kept.
     """
     probe = torch.zeros(1, n_pos, dtype=torch.long)
     one = _run_batch(model, Batch(probe, torch.ones_like(probe, dtype=torch.bool), torch.zeros(1, dtype=torch.long)), _keys(model, sites, layers), positions, dtype, reduce, "cpu")
@@ -142,7 +142,8 @@ def plan_capture(
     stream = 4 * n_pos * model.d_model * item
     logits = n_pos * model.d_vocab * item if model.kind in ("causal-lm", "masked-lm") else 0
     moving = sum(value[0].numel() * value.element_size() for value in one.values())
-    peak = kept + in_batch * (max(attention, mlp) + stream + logits + moving)
+    in_flight = in_batch * (moving + max(max(attention, mlp) + stream, logits))
+    peak = max(kept + in_batch * moving, in_flight + (kept if n_rows > in_batch else 0))
     return CapturePlan(int(kept), int(peak), in_batch, n_rows, shapes)
 
 

@@ -1,0 +1,479 @@
+"""Attribution: what each node or edge is worth by gradients, and the exact runs that say how far to believe it.
+
+Sign, everywhere here: a score estimates metric(corrupted run with this node or edge at its clean value) - metric(corrupted);
+positive means that restoring it raises the metric. Nodes are TransformerLens's `attribution_patch`. Edges are ours: that
+function refuses grouped-query attention and steps, and keeps one Python entry per edge and position (182,000 edges of a
+6-layer model: 94 forwards' time, 126 MB); where it accepts a model the two agree (tests/primitives/test_attribution.py).
+Source: Syed et al. 2023 (arXiv 2310.10348) for edges; Hanna et al. 2024, "Have Faith in Faithfulness" (arXiv 2403.17806).
+Cost of edges, per batch of rows: two forwards, and one forward and backward per point (`steps` of them, or in "activations"
+mode 1 + (2 layers + 1)(steps - 1)). Memory: the writers' outputs [batch, writer, pos, d_model] in float32 twice, a layer's
+readers' gradients at a time and the score table; nothing is kept per edge and position.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, Node, attribution_patch
+
+from workbench.core.errors import DegenerateBaseline, NotFired, UnsupportedModel, WorkbenchError
+from workbench.core.progress import SILENT, Cancelled, Progress
+from workbench.core.provenance import Provenance
+from workbench.core.result import Result
+from workbench.models.model import Hook, Model
+
+from .metrics import Metric
+from .path_patching import Graph, Port, Run, check_pair, read_run
+
+Mode = Literal["inputs", "activations"]
+Ablation = Literal["corrupted", "zero", "mean"]
+Point = tuple[slice, list[Hook]]  # which writers it scores, and what is replaced on the way
+
+
+# ---- nodes ----
+
+
+def attribute_nodes(model: Model, clean: torch.Tensor, corrupted: torch.Tensor, metric: Metric, *, progress: Progress = SILENT) -> Result:
+    """Score the embedding, every head and every MLP at every position: (clean - corrupted activation) . gradient at corrupted.
+
+    Args:
+        clean, corrupted: [batch, pos] ids of one shape. metric: differentiable, of the rows in their order.
+        progress: per row; a cancelled call keeps the rows it has.
+
+    Returns:
+        Result with `score` [example, node, pos] in the metric's unit. Two forwards and a backward per row.
+
+    Raises:
+        UnsupportedModel: with TransformerLens's reason. WorkbenchError: if the metric has no gradient. BadData: on shapes.
+
+    Source: Nanda 2023, "Attribution patching"; computed by transformer_lens.tools.analysis.attribution_patch.
+    """
+    model.require("causal-lm", "node attribution")
+    check_pair(clean, corrupted)
+    since, provenance = _start("nodes", model, metric)
+    clean, corrupted = clean.to(model.device), corrupted.to(model.device)
+    rows: list[dict[Node, float]] = []
+    try:
+        for i in range(len(clean)):
+            with model.alone(), torch.enable_grad():
+                rows.append(attribution_patch(model.live, clean[i : i + 1], corrupted[i : i + 1], _scalar(metric, [i]), EdgeAttributionConfig("node")).node_scores)
+            progress.update(i + 1, len(clean))
+    except Cancelled:
+        pass  # the rows done so far are kept
+    except WorkbenchError:
+        raise
+    except ValueError as found:
+        raise UnsupportedModel(f"TransformerLens cannot attribute nodes of {model.name}: {found}") from found
+    names = list(dict.fromkeys(_node_name(node) for node in rows[0]))
+    score = np.zeros((len(rows), len(names), clean.shape[1]), np.float32)
+    place = {name: i for i, name in enumerate(names)}
+    for row, scores in enumerate(rows):
+        for node, value in scores.items():
+            score[row, place[_node_name(node)], node.position] = value
+    attrs = {"unit": metric.unit, "long_name": f"Attributed change of {metric.name}, corrupted to clean"}
+    data = xr.Dataset({"score": (("example", "node", "pos"), score, attrs)}, {"node": names, "pos": range(clean.shape[1])})
+    return Result(provenance.finish(since), data, partial=len(rows) < len(clean))
+
+
+def _node_name(node: Node) -> str:
+    return "embed" if node.layer is None else f"m{node.layer}" if node.head is None else f"a{node.layer}.h{node.head}"
+
+
+def _scalar(metric: Metric, example: Sequence[int]) -> Any:
+    """logits -> the metric's sum over the rows `example`; refuses a metric that gradients cannot pass."""
+
+    def value(logits: torch.Tensor) -> torch.Tensor:
+        total = metric(logits, torch.as_tensor(example, device=logits.device)).sum()
+        if logits.requires_grad and not total.requires_grad:
+            raise WorkbenchError(f"metric {metric.name} has no gradient, so nothing can be attributed by it; use logit_diff, probability, answer_loss or kl_div")
+        return total
+
+    return value
+
+
+def _start(what: str, model: Model, metric: Metric, **settings: Any) -> tuple[float, Provenance]:
+    seed = settings.get("seed", 0)
+    return time.monotonic(), Provenance.start("attribution", {"what": what, "metric": metric.name} | settings, seed=seed, model=model.provenance())
+
+
+# ---- edges ----
+
+
+def attribute_edges(
+    model: Model,
+    clean: torch.Tensor,
+    corrupted: torch.Tensor,
+    metric: Metric,
+    *,
+    steps: int = 1,
+    mode: Mode = "inputs",
+    batch_size: int = 8,
+    progress: Progress = SILENT,
+) -> Result:
+    """Score every writer -> reader edge: (clean - corrupted output of the writer) . gradient at the reader's own input.
+
+    `steps=1` is EAP: the gradient of the corrupted run. More steps average the gradient over a path to clean (EAP-IG):
+
+    - mode "inputs": the embeddings are corrupted + k/steps (clean - corrupted), k = 0 .. steps-1. The scores of the edges
+      out of "embed" then sum to metric(clean) - metric(corrupted) as steps grow (not in a mixture of experts, whose choice
+      of experts jumps along the path).
+    - mode "activations": one group of writers at a time (the embeddings; a layer's heads together; an MLP) moves likewise
+      in an otherwise corrupted run, and its gradients score that group alone. A group's scores sum to the effect of
+      patching it.
+
+    Args:
+        clean, corrupted: [batch, pos] ids of one shape. metric: differentiable, of the rows in their order.
+        batch_size: rows run together; changes memory, not scores.
+        progress: per batch; a cancelled call has the mean over the rows done.
+
+    Returns:
+        Result with `score` and `sem` [writer, reader]: mean over rows and its standard error, in the metric's unit, nan
+        where there is no edge; `clean` and `corrupted` [example] metrics; tables["edges"] sorted by |score|.
+
+    Raises:
+        UnsupportedModel, BadData, WorkbenchError: as for `Graph.of`, `check_pair`, a metric without gradient or bad settings.
+
+    Source: Hanna et al. 2024. The points k = 0 .. steps-1 are those of the authors' code (hannamw/EAP-IG, "EAP-IG-inputs").
+    Inferred: in "activations" the base run is the corrupted one, each group scores itself only and the points start at 0,
+    so that one sign convention holds; their code moves groups in the clean run, k = 1 .. steps, and averages over groups.
+    """
+    check_pair(clean, corrupted)
+    if steps < 1 or mode not in ("inputs", "activations"):
+        raise WorkbenchError(f"steps must be at least 1 and mode 'inputs' or 'activations', got {steps} and {mode!r}")
+    since, provenance = _start("edges", model, metric, steps=steps, mode=mode)
+    n_done, ends = 0, []
+    with model.alone():
+        graph = Graph.of(model, clean)
+        mean, square = torch.zeros(2, len(graph.writers), len(graph.readers), dtype=torch.float64)
+        try:
+            for rows in torch.arange(len(clean)).split(batch_size):
+                source, base = read_run(model, graph, clean[rows]), read_run(model, graph, corrupted[rows])
+                ends.append(torch.stack([metric(run.logits, rows) for run in (source, base)]).cpu())
+                found = _edge_scores(model, graph, source, base, corrupted[rows], _scalar(metric, rows.tolist()), steps, mode).cpu().double()
+                mean, square, n_done = mean + found.sum(0), square + found.square().sum(0), n_done + len(rows)
+                progress.update(n_done, len(clean))
+        except Cancelled:
+            pass  # the rows done so far are kept
+    mean, square = mean / n_done, square / n_done
+    sem = ((square - mean.square()).clamp_min(0) / (n_done - 1)).sqrt() if n_done > 1 else torch.full_like(mean, torch.nan)
+    exists, end, dims = torch.as_tensor(graph.exists()), torch.cat(ends, 1).numpy(), ("writer", "reader")
+    unit = {"unit": metric.unit}
+    data = xr.Dataset(
+        {
+            "score": (dims, mean.where(exists, torch.nan).float().numpy(), unit | {"long_name": f"Attributed change of {metric.name}, corrupted to clean"}),
+            "sem": (dims, sem.where(exists, torch.nan).float().numpy(), unit | {"long_name": "Standard error over rows"}),
+            "clean": ("example", end[0], unit | {"long_name": f"{metric.name} of the clean run"}),
+            "corrupted": ("example", end[1], unit | {"long_name": f"{metric.name} of the corrupted run"}),
+        },
+        {"writer": list(graph.writers), "reader": list(graph.readers)},
+        {"n_examples": n_done},
+    )
+    warnings = () if np.abs(end[0] - end[1]).mean() > 1e-6 else (f"clean and corrupted hardly differ in {metric.name}, so there is nothing to explain",)
+    return Result(provenance.finish(since), data, {"edges": edge_table(data["score"])}, partial=n_done < len(clean), warnings=warnings)
+
+
+def edge_table(score: xr.DataArray) -> pd.DataFrame:
+    """writer, reader, score of every edge of [writer, reader], the largest |score| first (ties in graph order)."""
+    w, r = np.nonzero(~np.isnan(score.values))
+    table = pd.DataFrame({"writer": score["writer"].values[w], "reader": score["reader"].values[r], "score": score.values[w, r]})
+    return table.iloc[np.argsort(-table["score"].abs().to_numpy(), kind="stable")].reset_index(drop=True)
+
+
+def _edge_scores(model: Model, graph: Graph, source: Run, base: Run, corrupted: torch.Tensor, scalar: Any, steps: int, mode: Mode) -> torch.Tensor:
+    """[example, writer, reader] scores of one batch, float32."""
+    everyone = range(len(graph.writers))
+    delta = source.writes(model, graph, everyone).sub_(base.writes(model, graph, everyone)).flatten(2)  # [batch, writer, pos * d_model]
+    scores = delta.new_zeros(len(delta), len(graph.writers), len(graph.readers))
+    for writers, hook_fns in _points(model, graph, source, base, steps, mode):
+        at, gradients = _input_gradients(model, graph, corrupted, scalar, hook_fns)
+        for port, gradient in gradients:
+            scored = slice(writers.start, min(writers.stop, port.n_before))
+            if scored.start < scored.stop:
+                pulled = port.pull(at[port.stream], gradient).transpose(1, 2).flatten(2)  # [batch, reader, pos * d_model]
+                scores[:, scored, port.readers] += delta[:, scored] @ pulled.transpose(1, 2)
+    return scores / steps
+
+
+def _points(model: Model, graph: Graph, source: Run, base: Run, steps: int, mode: Mode) -> list[Point]:
+    """The runs whose gradients are averaged. The first, the corrupted run itself, is shared by all writers."""
+
+    def moved(site: str, layer: int, k: int) -> Hook:
+        name = model.hook_name(site, layer)
+        return name, lambda tensor, hook: torch.lerp(base.at[name], source.at[name], k / steps)
+
+    every = slice(0, len(graph.writers))
+    if mode == "inputs":
+        groups = [(every, "resid_pre", 0)]
+    else:
+        groups = [(slice(0, 1), "resid_pre", 0)]
+        for layer in range(graph.n_layers):
+            heads = graph.heads(layer)
+            groups += [(heads, "z", layer), (slice(heads.stop, heads.stop + 1), "mlp_out", layer)]
+    return [(every, []), *((writers, [moved(site, layer, k)]) for writers, site, layer in groups for k in range(1, steps))]
+
+
+def _input_gradients(model: Model, graph: Graph, tokens: torch.Tensor, scalar: Any, hook_fns: list[Hook]) -> tuple[dict[str, torch.Tensor], list[tuple[Port, torch.Tensor]]]:
+    """The activations of a run and the gradient of `scalar` at each port's hook.
+
+    A zero added at the hook takes the gradient: that of the hook's tensor itself may hold other paths too (the final norm's
+    input is the stream).
+    """
+    probes: dict[Port, torch.Tensor] = {}
+
+    def probe(port: Port) -> Hook:
+        def add(tensor: torch.Tensor, hook: object) -> torch.Tensor:
+            probes[port] = torch.zeros_like(tensor, requires_grad=True)
+            return tensor + probes[port]
+
+        return port.hook, add
+
+    with torch.enable_grad():
+        run = read_run(model, graph, tokens, hook_fns=[*hook_fns, *map(probe, graph.ports)], grad=True)
+        found = torch.autograd.grad(scalar(run.logits), list(probes.values()), allow_unused=True)
+    return run.at, [(port, gradient) for port, gradient in zip(probes, found, strict=True) if gradient is not None]
+
+
+# ---- how far to believe it: exact runs ----
+
+
+def patch_edges(model: Model, graph: Graph, tokens: torch.Tensor, replacement: torch.Tensor, dropped: np.ndarray) -> torch.Tensor:
+    """Run with some edges replaced: a reader sees, for its dropped writers, `replacement` in place of their output.
+
+    Exact: writers are re-read in this very run, so what earlier replaced edges did to them is included. One forward, and
+    the projections of the readers concerned once more per layer.
+
+    Args:
+        tokens: [batch, pos]. replacement: [batch, writer, pos, d_model] float32, as `Run.writes` gives it.
+        dropped: [writer, reader] bool; entries that are no edge are ignored.
+
+    Returns:
+        [batch, pos, d_vocab] logits.
+    """
+    gap = torch.zeros_like(replacement)  # replacement minus what was written in this run, filled as writers fire
+    drop = torch.as_tensor(dropped & graph.exists(), device=replacement.device)
+    streams: dict[str, torch.Tensor] = {}
+    fired: list[Port] = []
+
+    def wrote(site: str, layer: int, which: slice) -> Hook:
+        def see(tensor: torch.Tensor, hook: object) -> None:
+            own = torch.einsum("bphe,hed->bhpd", tensor.float(), model.W_O(layer).detach().float()) if site == "z" else tensor.float().unsqueeze(1)
+            gap[:, which] = replacement[:, which] - own
+
+        return model.hook_name(site, layer), see
+
+    def stream(name: str) -> Hook:
+        return name, lambda tensor, hook: streams.update({name: tensor})
+
+    def correct(port: Port) -> Hook:
+        edges = drop[: port.n_before, port.readers].float()
+
+        def edit(tensor: torch.Tensor, hook: object) -> torch.Tensor:
+            fired.append(port)
+            shift = torch.einsum("bwpd,wr->bprd", gap[:, : port.n_before], edges)
+            return tensor + port.change(streams[port.stream], shift).to(tensor.dtype)
+
+        return port.hook, edit
+
+    hook_fns = [wrote("resid_pre", 0, slice(0, 1)), *map(stream, dict.fromkeys(port.stream for port in graph.ports))]
+    for layer in range(graph.n_layers):
+        heads = graph.heads(layer)
+        hook_fns += [wrote("z", layer, heads), wrote("mlp_out", layer, slice(heads.stop, heads.stop + 1))]
+    changed = [port for port in graph.ports if bool(drop[: port.n_before, port.readers].any())]
+    logits = model.forward(tokens, hook_fns=hook_fns + [correct(port) for port in changed])
+    if len(fired) != len(changed):
+        raise NotFired(f"{len(changed) - len(fired)} of {len(changed)} readers' hooks never fired in {model.name}, so their edges were not replaced")
+    return logits
+
+
+def faithfulness(
+    model: Model,
+    clean: torch.Tensor,
+    corrupted: torch.Tensor,
+    metric: Metric,
+    scores: Result,
+    ks: Sequence[int],
+    *,
+    ablate: Ablation = "corrupted",
+    batch_size: int = 8,
+    progress: Progress = SILENT,
+) -> Result:
+    """What the k best edges do alone, and what is left without them; exact.
+
+    The run is clean; every edge outside the circuit is replaced. With m(empty) the run with all edges replaced, which is
+    metric(corrupted) if `ablate="corrupted"`:
+    faithfulness = (m(k best) - m(empty)) / (m(clean) - m(empty)): 1 means that they suffice, 0 that they do nothing.
+    completeness = (m(all but the k best) - m(empty)) / (same): 0 means that nothing of the behaviour is left without them.
+
+    Args:
+        scores: from `attribute_edges`; edges rank by |score|. ks: circuit sizes, in edges.
+        ablate: replace a writer by its output in the corrupted run, by zero, or by its mean over the corrupted rows.
+
+    Returns:
+        Result with `faithfulness` and `completeness` [k] (ratios of means over rows), `circuit` and `rest` [k, example],
+        `clean` and `empty` [example]. Forwards: per batch 3 + 2 len(ks); a check; one more per batch for "mean".
+
+    Raises:
+        DegenerateBaseline: if clean and empty differ by less than 1e-6. WorkbenchError: if scores are not of this model.
+
+    Source: Hanna et al. 2024; Wang et al. 2022 for completeness. TransformerLens has the first (one row, one k at a time).
+    """
+    check_pair(clean, corrupted)
+    since, provenance = _start("faithfulness", model, metric, ablate=ablate, ks=list(ks), scores=scores.spec)
+    if ablate not in ("corrupted", "zero", "mean") or not ks or min(ks) < 0:
+        raise WorkbenchError(f"ablate must be corrupted, zero or mean and ks numbers of edges, got {ablate!r} and {list(ks)}")
+    with model.alone():
+        graph = Graph.of(model, clean)
+        sets = [np.ones(graph.exists().shape, bool)] + [drop for k in ks for drop in _circuit(graph, scores, k)]
+        batches = torch.arange(len(clean)).split(batch_size)
+        fill = _replacements(model, graph, corrupted, batches, ablate)
+        values: list[torch.Tensor] = []
+        try:
+            for rows in batches:
+                found = [metric(model.forward(clean[rows]), rows)]
+                found += [metric(patch_edges(model, graph, clean[rows], replacement, drop), rows) for replacement in [fill(rows)] for drop in sets]
+                values.append(torch.stack(found).cpu())
+                progress.update(len(values), len(batches))
+        except Cancelled:
+            pass  # the rows done so far are kept
+    m = torch.cat(values, 1).double().numpy()  # [clean, empty, then circuit and rest of each k; example]
+    gap = m[0].mean() - m[1].mean()
+    if abs(gap) < 1e-6:
+        raise DegenerateBaseline(f"clean and fully replaced runs agree in {metric.name} within 1e-6, so no share of their difference exists")
+    share = {"unit": "share of clean - empty"}
+    unit = {"unit": metric.unit}
+    data = xr.Dataset(
+        {
+            "faithfulness": ("k", (m[2::2].mean(1) - m[1].mean()) / gap, share | {"long_name": "Faithfulness of the k best edges"}),
+            "completeness": ("k", (m[3::2].mean(1) - m[1].mean()) / gap, share | {"long_name": "Left without the k best edges"}),
+            "circuit": (("k", "example"), m[2::2], unit | {"long_name": f"{metric.name} of the k best edges alone"}),
+            "rest": (("k", "example"), m[3::2], unit | {"long_name": f"{metric.name} without the k best edges"}),
+            "clean": ("example", m[0], unit | {"long_name": f"{metric.name} of the clean run"}),
+            "empty": ("example", m[1], unit | {"long_name": f"{metric.name} with every edge replaced"}),
+        },
+        {"k": list(ks)},
+        {"n_edges": int(graph.exists().sum())},
+    )
+    return Result(provenance.finish(since), data, partial=m.shape[1] < len(clean))
+
+
+def _replacements(model: Model, graph: Graph, corrupted: torch.Tensor, batches: Sequence[torch.Tensor], ablate: Ablation) -> Callable[[torch.Tensor], torch.Tensor]:
+    """rows -> what their writers are replaced by, [batch, writer, pos, d_model]."""
+
+    def written(rows: torch.Tensor) -> torch.Tensor:
+        return read_run(model, graph, corrupted[rows]).writes(model, graph, range(len(graph.writers)))
+
+    if ablate == "corrupted":
+        return written
+    if ablate == "zero":
+        return lambda rows: torch.zeros_like(written(rows))
+    mean = torch.zeros(())
+    for rows in batches:
+        mean = mean.to(model.device) + written(rows).sum(0) / len(corrupted)
+    return lambda rows: mean.expand(len(rows), -1, -1, -1)
+
+
+def _circuit(graph: Graph, scores: Result, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Edges to drop so that only the k best stay, and so that only they go: [writer, reader] bool each."""
+    score = scores.data["score"]
+    if score.dims != ("writer", "reader") or tuple(score["writer"].values) != graph.writers or tuple(score["reader"].values) != graph.readers:
+        raise WorkbenchError("scores must be the Result of attribute_edges on a model of this shape")
+    order = np.argsort(-np.nan_to_num(np.abs(score.values.ravel()), nan=-1), kind="stable")
+    best = np.zeros(score.size, bool)
+    best[order[:k]] = True
+    best = best.reshape(score.shape)
+    return ~best, best
+
+
+def calibrate(
+    model: Model,
+    clean: torch.Tensor,
+    corrupted: torch.Tensor,
+    metric: Metric,
+    scores: Result,
+    *,
+    n_top: int = 10,
+    n_random: int = 20,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Result:
+    """Attributed node effects beside exact ones: each node's clean output at all positions set in the corrupted run.
+
+    Args:
+        scores: from `attribute_nodes` (summed over positions) or `attribute_edges` (a writer's edges summed).
+        n_top: the nodes of largest |score|. n_random: others, drawn by `seed`.
+
+    Returns:
+        Result with tables["nodes"] (node, chosen as "top" or "random", approx, exact: means over rows in the metric's unit)
+        and `spearman`: rank correlation of approx and exact over all of them, and over the random ones alone. The top ones
+        were picked by size, which flatters a correlation; nan below 3 nodes. Forwards: 2 + n_top + n_random.
+    """
+    check_pair(clean, corrupted)
+    since, provenance = _start("calibration", model, metric, n_top=n_top, n_random=n_random, seed=seed, scores=scores.spec)
+    score = scores.data["score"]
+    totals = score.mean("example").sum("pos") if "node" in score.dims else score.sum("reader")
+    approx = dict(zip(map(str, totals[totals.dims[0]].values), totals.values.tolist(), strict=True))
+    ranked = sorted(approx, key=lambda name: -abs(approx[name]))
+    rest = ranked[n_top:]
+    drawn = np.random.default_rng(seed).choice(len(rest), min(n_random, len(rest)), replace=False)
+    chosen = [(name, "top") for name in ranked[:n_top]] + [(rest[i], "random") for i in sorted(drawn)]
+    table = []
+    with model.alone():
+        base = metric(model.forward(corrupted))
+        values = _record(model, clean, [_place(model, name)[0] for name, _ in chosen])
+        try:
+            for name, how in chosen:
+                table.append((name, how, approx[name], float((metric(_set_node(model, corrupted, values, name)) - base).mean())))
+                progress.update(len(table), len(chosen))
+        except Cancelled:
+            pass  # the nodes done so far are kept
+    nodes = pd.DataFrame(table, columns=["node", "chosen", "approx", "exact"])
+    parts = [nodes, nodes[nodes["chosen"] == "random"]]
+    rho = [float(part["approx"].corr(part["exact"], method="spearman")) if len(part) > 2 else np.nan for part in parts]
+    attrs = {"unit": "rank correlation", "long_name": "Spearman correlation of attributed and exact node effects"}
+    return Result(provenance.finish(since), xr.Dataset({"spearman": ("over", rho, attrs)}, {"over": ["all", "random"]}), {"nodes": nodes}, partial=len(table) < len(chosen))
+
+
+def _place(model: Model, node: str) -> tuple[str, int | None]:
+    """The hook that holds a node's output, and which head of it."""
+    if node == "embed":
+        return model.hook_name("resid_pre", 0), None
+    layer, _, head = node[1:].partition(".h")
+    return model.hook_name("z" if head else "mlp_out", int(layer)), int(head) if head else None
+
+
+def _record(model: Model, tokens: torch.Tensor, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """{hook: its tensor} of one run."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Hook:
+        return name, lambda tensor, hook: seen.update({name: tensor})
+
+    model.forward(tokens, hook_fns=[keep(name) for name in dict.fromkeys(names)])
+    return seen
+
+
+def _set_node(model: Model, tokens: torch.Tensor, values: dict[str, torch.Tensor], node: str) -> torch.Tensor:
+    """Logits with one node's output taken from `values`.
+
+    Raises:
+        NotFired: if its hook never ran.
+    """
+    name, head = _place(model, node)
+    fired = []
+
+    def edit(tensor: torch.Tensor, hook: object) -> torch.Tensor:
+        fired.append(node)
+        if head is None:
+            return values[name]
+        tensor = tensor.clone()
+        tensor[:, :, head] = values[name][:, :, head]
+        return tensor
+
+    logits = model.forward(tokens, hook_fns=[(name, edit)])
+    if not fired:
+        raise NotFired(f"the hook of {node} never fired in {model.name}")
+    return logits

@@ -12,9 +12,11 @@ from workbench.core.errors import BadData, DegenerateBaseline, UnsupportedModel,
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models import load
-from workbench.primitives.attribution import attribute_edges, attribute_nodes, calibrate, faithfulness, patch_edges
+from workbench.primitives.attribution import attribute_edges, attribute_nodes
+from workbench.primitives.circuits import calibrate, faithfulness, patch_edges
 from workbench.primitives.metrics import Metric, logit_diff, rank
-from workbench.primitives.path_patching import Graph, path_patch, read_run
+from workbench.primitives.path_patching import path_patch
+from workbench.primitives.residual_graph import Graph, read_run
 
 SUPPORTED = ("gpt2", "neox", "llama", "mixtral", "opt", "qwen2", "gptj")
 METRIC = logit_diff([3, 4, 5], [6, 7, 8])

@@ -12,7 +12,8 @@ from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models import load
 from workbench.primitives.metrics import logit_diff
-from workbench.primitives.path_patching import Graph, path_patch, plan_path_patch
+from workbench.primitives.path_patching import path_patch, plan_path_patch
+from workbench.primitives.residual_graph import Graph
 
 SUPPORTED = ("gpt2", "neox", "llama", "mixtral", "opt", "qwen2", "gptj")
 METRIC = logit_diff([3, 4, 5], [6, 7, 8])

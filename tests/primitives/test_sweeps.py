@@ -13,8 +13,9 @@ from workbench.core.errors import BadData, NoRoom, UnknownSite, UnsupportedModel
 from workbench.core.progress import Progress
 from workbench.models import load
 from workbench.models.resumed import BaseRun
-from workbench.primitives import metrics, sweeps
-from workbench.primitives.sweeps import FromRun, MeanOver, Resample, Zero, denoise, noise, plan, sweep
+from workbench.primitives import metrics, sweep_plan, sweeps
+from workbench.primitives.sweep_plan import plan
+from workbench.primitives.sweeps import FromRun, MeanOver, Resample, Zero, denoise, noise, sweep
 
 N_POS, ANSWERS, OTHERS = 9, [7, 8, 9], [10, 11, 12]
 
@@ -158,7 +159,7 @@ def test_other_sources_equal_a_plain_hook(models, pair, family, source):
     result = sweep(model, base, source, METRIC, site="z", axes=("pos", "unit"), layers=[1], positions=[2, -1], units=[1])
     values = sweeps._source_values(model, base, source, "z", [1])[0][1]
     if isinstance(source, MeanOver):
-        torch.testing.assert_close(values[0, 0], sweeps._read(model, pair[0], "z", [1])[0][1].mean((0, 1)))
+        torch.testing.assert_close(values[0, 0], sweep_plan.read_site(model, pair[0], "z", [1])[0][1].mean((0, 1)))
     for pos in (2, N_POS - 1):
 
         def edit(tensor, hook, pos=pos):
@@ -186,7 +187,7 @@ def test_every_metric_is_that_of_whole_logits(models, pair, metric):
     model, (clean, corrupted) = models["neox"], pair
     metric = metric(model, clean)
     result = denoise(model, clean, corrupted, metric, site="resid_pre", layers=[1])
-    resid = sweeps._read(model, clean, "resid_pre", [1])[0][1]
+    resid = sweep_plan.read_site(model, clean, "resid_pre", [1])[0][1]
     for pos in range(N_POS):
 
         def edit(tensor, hook, pos=pos):
@@ -276,7 +277,7 @@ def test_best_cuts_beat_every_other_way_of_cutting():
     from itertools import combinations, pairwise
 
     every = [[0, *middle, 9] for n in range(9) for middle in combinations(range(1, 9), n)]
-    assert cost(sweeps._best_cuts(suffix, per_pos, fixed)) == min(cost(list(pairwise(e))) for e in every)
+    assert cost(sweep_plan.best_cuts(suffix, per_pos, fixed)) == min(cost(list(pairwise(e))) for e in every)
 
 
 def test_plan_predicts_and_says_so(models, pair):
@@ -287,7 +288,7 @@ def test_plan_predicts_and_says_so(models, pair):
 
 def test_a_small_budget_makes_smaller_batches_with_the_same_answer(models, pair):
     model = models["gpt2"]
-    row = sweeps._row_bytes(model, N_POS, 1)
+    row = sweep_plan.row_bytes(model, N_POS, 1)
     small = denoise(model, *pair, METRIC, site="z", axes=("unit",), budget_bytes=2.5 * row)
     assert plan(model, pair[1], METRIC, site="z", axes=("unit",), budget_bytes=2.5 * row).n_forwards == 2 * 6
     np.testing.assert_allclose(small.data["value"], denoise(model, *pair, METRIC, site="z", axes=("unit",)).data["value"], atol=1e-5)
@@ -305,7 +306,7 @@ def test_out_of_memory_halves_the_rows(models, pair, monkeypatch):
         return real(self, layer, start, example, **kw)
 
     expected = denoise(model, *pair, METRIC, site="z", axes=("unit",), n_check=0)
-    monkeypatch.setattr(sweeps, "_timed", lambda run, job: (10.0, 1e-6))
+    monkeypatch.setattr(sweep_plan, "timed", lambda run, job: (10.0, 1e-6))
     monkeypatch.setattr(BaseRun, "run", tight)
     found = denoise(model, *pair, METRIC, site="z", axes=("unit",), n_check=0)
     np.testing.assert_allclose(found.data["value"], expected.data["value"], atol=1e-5)
@@ -328,7 +329,7 @@ def test_a_wrong_short_way_is_found_out_and_not_used(models, pair, monkeypatch):
 
 
 def test_a_short_way_that_breaks_is_left_with_a_warning(models, pair, monkeypatch):
-    monkeypatch.setattr(sweeps, "_timed", lambda run, job: (10.0, 1e-6))
+    monkeypatch.setattr(sweep_plan, "timed", lambda run, job: (10.0, 1e-6))
     monkeypatch.setattr(BaseRun, "run", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("shapes disagree")))
     result = denoise(models["gpt2"], *pair, METRIC, site="attn_out")
     assert result.data.attrs["engine"] == "plain" and "shapes disagree" in " ".join(result.warnings)

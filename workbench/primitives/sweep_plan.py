@@ -1,0 +1,245 @@
+"""Planning a sweep: which cells share a forward, what that costs, and how long it will take on this machine.
+
+Cells of a layer with neighbouring positions go into one batch that starts at the first of them: few wide batches waste
+the suffix, many narrow ones the fixed cost of a forward. The cuts are found exactly, from the two costs measured here.
+Cost: with a probe, one pass over the base and four short timed passes.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from workbench.core.errors import BadData, NoRoom, UnknownSite, UnsupportedModel, WorkbenchError
+from workbench.core.hooks import SITES
+from workbench.models import memory
+from workbench.models.model import Hook, Model
+from workbench.models.resumed import BaseRun
+
+from .ablation import UNITS
+from .metrics import Metric
+
+Axis = Literal["pos", "unit"]
+UNIT_AXIS = {"head": "head", "kv_head": "kv_head", "d_mlp": "neuron"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that share a forward: one layer, positions from `start` on. cells: [row, 3] of pos (-1: all), unit (-1: all), example."""
+
+    layer: int
+    start: int
+    cells: np.ndarray
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.cells)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will cost.
+
+    token_blocks: tokens x blocks that are computed; plain_token_blocks: the same one whole forward per cell would take.
+    seconds: predicted from a timed pass of two and of eight rows; nan without a probe. peak_bytes: predicted.
+    """
+
+    groups: tuple[Group, ...]
+    n_cells: int
+    token_blocks: int
+    plain_token_blocks: int
+    peak_bytes: int
+    seconds: float
+
+    @property
+    def n_forwards(self) -> int:
+        return len(self.groups)
+
+    def __str__(self) -> str:
+        saved = self.plain_token_blocks / max(1, self.token_blocks)
+        return (
+            f"{self.n_cells} cells in {self.n_forwards} forwards of {sum(g.n_rows for g in self.groups)} rows, {saved:.1f} x less work than one forward a cell; "
+            f"about {self.seconds:.1f} s and {self.peak_bytes / 1e6:.0f} MB"
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sweep's question, settled: what is patched where."""
+
+    site: str
+    axes: tuple[Axis, ...]
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    units: tuple[int, ...]
+    n_examples: int
+    n_pos: int
+
+    @property
+    def cells_per_layer(self) -> np.ndarray:
+        """[cell, 3] of (pos or -1, unit or -1, example), positions slowest."""
+        pos = self.positions if "pos" in self.axes else (-1,)
+        unit = self.units if "unit" in self.axes else (-1,)
+        grid = np.meshgrid(pos, unit, np.arange(self.n_examples), indexing="ij")
+        return np.stack([g.ravel() for g in grid], 1)
+
+    @property
+    def unit_axis(self) -> str:
+        return UNIT_AXIS[UNITS[self.site]]
+
+
+def settle(model: Model, base: torch.Tensor, site: str, axes: Sequence[Axis], layers: Any, positions: Any, units: Any) -> Job:
+    """The question of a sweep with its defaults filled in.
+
+    Raises:
+        UnknownSite, BadData, UnsupportedModel, WorkbenchError: on what cannot be swept, with what can.
+    """
+    if site not in SITES or not SITES[site].per_layer:
+        raise UnknownSite.among("site to sweep", site, [s for s, entry in SITES.items() if entry.per_layer])
+    if base.ndim != 2 or base.numel() == 0:
+        raise BadData(f"base tokens must be [example, pos], got shape {tuple(base.shape)}")
+    if set(axes) - {"pos", "unit"} or not axes:
+        raise WorkbenchError(f"axes must be 'pos', 'unit' or both, got {tuple(axes)}")
+    if "unit" in axes and site not in UNITS:
+        raise WorkbenchError(f"{site} has no heads or neurons to sweep; sites that have: {', '.join(UNITS)}")
+    if site in ("pattern", "attn_scores") and not model.pattern_is_live:
+        raise UnsupportedModel(f"{model.name} shows its pattern after the fact, so patching it would change nothing; sweep z instead")
+    n_pos = base.shape[1]
+    chosen = tuple(range(model.n_layers) if layers is None else layers)
+    for layer in chosen:
+        model.hook_name(site, layer)
+    where = tuple(sorted({p % n_pos if -n_pos <= p < n_pos else _outside(p, n_pos) for p in (range(n_pos) if positions is None else positions)}))
+    n_units = _n_units(model, base, site) if "unit" in axes else 0
+    which = tuple(range(n_units) if units is None else units)
+    if "unit" in axes and any(not 0 <= u < n_units for u in which):
+        raise WorkbenchError(f"{site} of {model.name} has units 0 to {n_units - 1}, got {which[:8]}")
+    return Job(site, tuple(axes), chosen, where, which, len(base), n_pos)
+
+
+def _n_units(model: Model, base: torch.Tensor, site: str) -> int:
+    """Heads or neurons of a site, read off the tensor itself: some adapters record another MLP width than there is."""
+    value = read_site(model, base[:1, :1], site, (0,))[0][0]
+    return value.shape[1 + SITES[site].dims.index(UNITS[site])]
+
+
+def _outside(pos: int, n_pos: int) -> int:
+    raise WorkbenchError(f"position {pos} is outside prompts of {n_pos} tokens")
+
+
+def group_cells(job: Job, fixed_tokens: float, max_rows: int) -> tuple[Group, ...]:
+    """Batches of neighbouring positions. A forward costs rows x (n_pos - start) tokens plus `fixed_tokens`, so few wide
+    groups waste the suffix and many narrow ones the fixed cost; the best cuts are found exactly, by dynamic programming."""
+    cells = job.cells_per_layer
+    groups: list[Group] = []
+    if "pos" not in job.axes:
+        pieces = [(0, cells[i : i + max_rows]) for i in range(0, len(cells), max_rows)]
+    else:
+        per_pos = len(cells) // len(job.positions)
+        cuts = best_cuts([job.n_pos - p for p in job.positions], per_pos, fixed_tokens)
+        pieces = []
+        for a, b in cuts:
+            rows = cells[a * per_pos : b * per_pos]
+            pieces += [(int(rows[i : i + max_rows, 0].min()), rows[i : i + max_rows]) for i in range(0, len(rows), max_rows)]
+    for layer in job.layers:
+        groups += [Group(layer, start, rows) for start, rows in pieces]
+    return tuple(groups)
+
+
+def best_cuts(suffix: list[int], per_pos: int, fixed: float) -> list[tuple[int, int]]:
+    """Contiguous pieces [a, b) of positions minimising sum of (b - a) x per_pos x suffix[a] + fixed."""
+    n = len(suffix)
+    best, back = [0.0] + [np.inf] * n, [0] * (n + 1)
+    for b in range(1, n + 1):
+        for a in range(b):
+            cost = best[a] + (b - a) * per_pos * suffix[a] + fixed
+            if cost < best[b]:
+                best[b], back[b] = cost, a
+    cuts, b = [], n
+    while b:
+        cuts.append((back[b], b))
+        b = back[b]
+    return cuts[::-1]
+
+
+def row_bytes(model: Model, n_pos: int, n_read: int) -> int:
+    """Memory of one row in flight: its past, the widest intermediate of a block, its logits."""
+    cfg, item = model.live.cfg, model.dtype.itemsize
+    past = 2 * model.n_layers * n_pos * model.n_kv_heads * model.d_head
+    block = n_pos * (6 * model.d_model + 3 * (getattr(cfg, "d_mlp", None) or 4 * model.d_model)) + 3 * model.n_heads * n_pos * n_pos
+    return (past + block + 3 * n_read * model.d_vocab) * item
+
+
+def plan(
+    model: Model,
+    base: torch.Tensor,
+    metric: Metric,
+    *,
+    site: str,
+    axes: Sequence[Axis] = ("pos",),
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    units: Sequence[int] | None = None,
+    budget_bytes: float | None = None,
+    probe: bool = True,
+) -> Plan:
+    """What `sweep` with the same arguments will cost: forwards, rows, work, memory, seconds.
+
+    With `probe`, one pass over `base` and four short timed passes of two and eight rows are run for it.
+    """
+    job = settle(model, base, site, axes, layers, positions, units)
+    run = BaseRun(model, base) if probe else None
+    return plan_job(model, job, metric, run, budget_bytes)
+
+
+def plan_job(model: Model, job: Job, metric: Metric, run: BaseRun | None, budget_bytes: float | None) -> Plan:
+    """`plan` of a settled job; `run` is what is timed (no seconds are predicted without it)."""
+    n_read = job.n_pos if metric.positions is None else len(metric.positions)
+    budget = 0.5 * memory.available_bytes(model.device) if budget_bytes is None else budget_bytes
+    per_row = row_bytes(model, job.n_pos, n_read)
+    if per_row > budget:
+        raise NoRoom(f"one row of {job.n_pos} tokens needs {per_row / 1e6:.0f} MB, the budget is {budget / 1e6:.0f} MB; shorten the prompts or raise budget_bytes")
+    on_cpu = model.device == "cpu"
+    max_rows = max(1, int(min(budget // per_row, (4096 if on_cpu else 65536) // job.n_pos + 1)))
+    fixed, per_token_block = timed(run, job) if run is not None else (48.0 if on_cpu else 4096.0, float("nan"))
+    groups = group_cells(job, fixed, max_rows)
+    work = sum((model.n_layers - g.layer) * g.n_rows * (job.n_pos - g.start) for g in groups)
+    n_cells = sum(g.n_rows for g in groups)
+    seconds = per_token_block * (work + sum((model.n_layers - g.layer) * fixed for g in groups))
+    peak = max(g.n_rows for g in groups) * per_row
+    return Plan(groups, n_cells, work, n_cells * model.n_layers * job.n_pos, int(peak), seconds)
+
+
+def timed(run: BaseRun, job: Job) -> tuple[float, float]:
+    """(fixed cost of a forward in tokens, seconds per token and block), from passes of two and of eight rows through the
+    last quarter of the blocks, where a pass is cheap."""
+    n_blocks = max(1, run.model.n_layers // 4)
+    seconds = {}
+    for rows in (2, 8):
+        example = torch.arange(rows) % job.n_examples
+        took = []
+        for _ in range(2):
+            started = time.perf_counter()
+            run.run(run.model.n_layers - n_blocks, 0, example, read=(job.n_pos - 1,))
+            if run.tokens.is_cuda:
+                torch.cuda.synchronize()
+            took.append(time.perf_counter() - started)
+        seconds[rows] = min(took)
+    per_token = max((seconds[8] - seconds[2]) / (6 * job.n_pos), 1e-9)
+    fixed = max(seconds[2] / per_token - 2 * job.n_pos, 1.0)
+    return fixed, per_token / n_blocks
+
+
+def read_site(model: Model, tokens: torch.Tensor, site: str, layers: Sequence[int]) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    """{layer: the site's tensor} and the logits of one run."""
+    taken: dict[int, torch.Tensor] = {}
+
+    def hook_for(layer: int) -> Hook:
+        return model.hook_name(site, layer), lambda tensor, hook: taken.__setitem__(layer, tensor.detach())
+
+    logits = model.forward(tokens, hook_fns=[hook_for(layer) for layer in layers])
+    found = dict(taken)
+    taken.clear()  # the hooks' closures live until the garbage collector comes by
+    return found, logits

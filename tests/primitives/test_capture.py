@@ -157,7 +157,7 @@ def test_a_place_named_twice_is_kept_once(models):
 @pytest.mark.parametrize(
     "how",
     [{}, {"positions": [0, -1]}, {"dtype": torch.float16}, {"reduce": "mean"}, {"reduce": "last", "dtype": torch.bfloat16}, {"layers": [1]}, {"reduce": second_largest}],
-    ids=str,
+    ids=["all", "two positions", "half precision", "mean", "last in bfloat16", "one layer", "a function"],
 )
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mixtral"])
 def test_the_plan_knows_the_bytes_exactly(family, how, models):

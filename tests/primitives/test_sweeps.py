@@ -242,7 +242,7 @@ def test_counted_work_is_what_causality_needs(models, pair, monkeypatch):
         [handle.remove() for handle in handles]
     overhead = 4 * corrupted.numel() * model.n_layers + 40 * N_POS * model.n_layers  # base, source, activations, timing probes
     assert seen <= cost.token_blocks * 1.6 + overhead
-    assert cost.token_blocks < 0.75 * cost.plain_token_blocks
+    assert cost.token_blocks <= 0.75 * cost.plain_token_blocks  # two layers: half of the blocks at layer 1, all of them at layer 0
 
 
 def test_only_needed_positions_reach_the_unembedding(models, pair):
@@ -306,7 +306,7 @@ def test_out_of_memory_halves_the_rows(models, pair, monkeypatch):
         return real(self, layer, start, example, **kw)
 
     expected = denoise(model, *pair, METRIC, site="z", axes=("unit",), n_check=0)
-    monkeypatch.setattr(sweep_plan, "timed", lambda run, job: (10.0, 1e-6))
+    monkeypatch.setattr(sweep_plan, "timed", lambda run, job: sweep_plan.Cost(1e-6, 10.0, 10.0))
     monkeypatch.setattr(BaseRun, "run", tight)
     found = denoise(model, *pair, METRIC, site="z", axes=("unit",), n_check=0)
     np.testing.assert_allclose(found.data["value"], expected.data["value"], atol=1e-5)
@@ -329,7 +329,7 @@ def test_a_wrong_short_way_is_found_out_and_not_used(models, pair, monkeypatch):
 
 
 def test_a_short_way_that_breaks_is_left_with_a_warning(models, pair, monkeypatch):
-    monkeypatch.setattr(sweep_plan, "timed", lambda run, job: (10.0, 1e-6))
+    monkeypatch.setattr(sweep_plan, "timed", lambda run, job: sweep_plan.Cost(1e-6, 10.0, 10.0))
     monkeypatch.setattr(BaseRun, "run", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("shapes disagree")))
     result = denoise(models["gpt2"], *pair, METRIC, site="attn_out")
     assert result.data.attrs["engine"] == "plain" and "shapes disagree" in " ".join(result.warnings)

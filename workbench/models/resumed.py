@@ -105,14 +105,17 @@ class BaseRun:
 
         with model.lock, torch.no_grad():
             originals = list(self.blocks)
-            handle = originals[layer].register_forward_pre_hook(swap, with_kwargs=True, prepend=True)
+            handles = [originals[layer].register_forward_pre_hook(swap, with_kwargs=True, prepend=True)]
+            if read is not None and (layer < model.n_layers - 1 or not hook_fns):
+                handles += _only_there(model, [p - start for p in read])
             try:
                 for i in range(layer):
                     self.blocks[i] = _PassThrough(originals[i])
                 with model.hooked(fns):
                     return model.live(self.tokens[example, start:], **given)
             finally:
-                handle.remove()
+                for handle in handles:
+                    handle.remove()
                 for i in range(layer):
                     self.blocks[i] = originals[i]
 
@@ -122,6 +125,30 @@ class BaseRun:
         for layer, (keys, values) in enumerate(self.keys_values):
             cache.update(keys[example, :, :start], values[example, :, :start], layer)
         return cache
+
+
+def _only_there(model: Model, wanted: list[int]) -> list[Any]:
+    """Hooks by which the last block's MLP, two thirds of its work, computes the wanted positions only.
+
+    An MLP works on each position by itself, and after the last block no other position is read. The rest are left at zero.
+    Architectures without an MLP module of its own simply never call these.
+    """
+    mlp: Any = getattr(model.live.blocks[model.n_layers - 1], "mlp", None)
+    if mlp is None or model.kind != "causal-lm":
+        return []
+    shape: list[torch.Size] = []
+
+    def narrow(_: nn.Module, args: tuple) -> tuple:
+        shape[:] = [args[0].shape]
+        return (args[0][:, wanted], *args[1:])
+
+    def widen(_: nn.Module, args: tuple, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        full = first.new_zeros(shape[0])
+        full[:, wanted] = first
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+    return [mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)]
 
 
 def _block_list(model: Model) -> nn.ModuleList:

@@ -129,23 +129,37 @@ def _outside(pos: int, n_pos: int) -> int:
     raise WorkbenchError(f"position {pos} is outside prompts of {n_pos} tokens")
 
 
-def group_cells(job: Job, fixed_tokens: float, max_rows: int) -> tuple[Group, ...]:
-    """Batches of neighbouring positions. A forward costs rows x (n_pos - start) tokens plus `fixed_tokens`, so few wide
-    groups waste the suffix and many narrow ones the fixed cost; the best cuts are found exactly, by dynamic programming."""
+@dataclass(frozen=True)
+class Cost:
+    """What a forward costs on this machine: token_block in seconds, and in token-blocks a block and a whole forward besides.
+
+    per_block: reading a block's weights, its launches. per_forward: embedding, unembedding, set-up.
+    """
+
+    token_block: float
+    per_block: float
+    per_forward: float
+
+    def fixed(self, n_blocks: int) -> float:
+        """The part of a forward through `n_blocks` that does not depend on its tokens, in tokens of it."""
+        return self.per_block + self.per_forward / n_blocks
+
+
+def group_cells(job: Job, layer: int, fixed_tokens: float, max_rows: int) -> list[Group]:
+    """Batches of neighbouring positions of a layer. A forward costs rows x (n_pos - start) tokens plus `fixed_tokens`, so
+    few wide groups waste the suffix and many narrow ones the fixed cost; the best cuts are found by dynamic programming,
+    over steps of a hundredth of the positions where there are many."""
     cells = job.cells_per_layer
-    groups: list[Group] = []
     if "pos" not in job.axes:
         pieces = [(0, cells[i : i + max_rows]) for i in range(0, len(cells), max_rows)]
     else:
-        per_pos = len(cells) // len(job.positions)
-        cuts = best_cuts([job.n_pos - p for p in job.positions], per_pos, fixed_tokens)
+        per_pos, step = len(cells) // len(job.positions), 1 + len(job.positions) // 100
+        cuts = best_cuts([job.n_pos - p for p in job.positions[::step]], per_pos * step, fixed_tokens)
         pieces = []
-        for a, b in cuts:
+        for a, b in ((step * a, step * b) for a, b in cuts):
             rows = cells[a * per_pos : b * per_pos]
             pieces += [(int(rows[i : i + max_rows, 0].min()), rows[i : i + max_rows]) for i in range(0, len(rows), max_rows)]
-    for layer in job.layers:
-        groups += [Group(layer, start, rows) for start, rows in pieces]
-    return tuple(groups)
+    return [Group(layer, start, rows) for start, rows in pieces]
 
 
 def best_cuts(suffix: list[int], per_pos: int, fixed: float) -> list[tuple[int, int]]:
@@ -203,33 +217,37 @@ def plan_job(model: Model, job: Job, metric: Metric, run: BaseRun | None, budget
         raise NoRoom(f"one row of {job.n_pos} tokens needs {per_row / 1e6:.0f} MB, the budget is {budget / 1e6:.0f} MB; shorten the prompts or raise budget_bytes")
     on_cpu = model.device == "cpu"
     max_rows = max(1, int(min(budget // per_row, (4096 if on_cpu else 65536) // job.n_pos + 1)))
-    fixed, per_token_block = timed(run, job) if run is not None else (48.0 if on_cpu else 4096.0, float("nan"))
-    groups = group_cells(job, fixed, max_rows)
+    cost = timed(run, job) if run is not None else Cost(float("nan"), 40.0 if on_cpu else 3000.0, 150.0 if on_cpu else 3000.0)
+    groups = tuple(g for layer in job.layers for g in group_cells(job, layer, cost.fixed(model.n_layers - layer), max_rows))
     work = sum((model.n_layers - g.layer) * g.n_rows * (job.n_pos - g.start) for g in groups)
     n_cells = sum(g.n_rows for g in groups)
-    seconds = per_token_block * (work + sum((model.n_layers - g.layer) * fixed for g in groups))
+    seconds = cost.token_block * (work + sum((model.n_layers - g.layer) * cost.fixed(model.n_layers - g.layer) for g in groups))
     peak = max(g.n_rows for g in groups) * per_row
     return Plan(groups, n_cells, work, n_cells * model.n_layers * job.n_pos, int(peak), seconds)
 
 
-def timed(run: BaseRun, job: Job) -> tuple[float, float]:
-    """(fixed cost of a forward in tokens, seconds per token and block), from passes of two and of eight rows through the
-    last quarter of the blocks, where a pass is cheap."""
-    n_blocks = max(1, run.model.n_layers // 4)
-    seconds = {}
-    for rows in (2, 8):
-        example = torch.arange(rows) % job.n_examples
+def timed(run: BaseRun, job: Job) -> Cost:
+    """Costs of a forward, from passes of two and of eight rows through the last quarter of the blocks and through the last
+    block alone: seconds = per_forward + blocks x (per_block + rows x positions x token_block)."""
+    n_layers, few = run.model.n_layers, 2 * job.n_pos
+    deep = max(min(2, n_layers), n_layers // 4)
+
+    def seconds(rows: int, n_blocks: int) -> float:
         took = []
         for _ in range(2):
             started = time.perf_counter()
-            run.run(run.model.n_layers - n_blocks, 0, example, read=(job.n_pos - 1,))
+            run.run(n_layers - n_blocks, 0, torch.arange(rows) % job.n_examples, read=(job.n_pos - 1,))
             if run.tokens.is_cuda:
                 torch.cuda.synchronize()
             took.append(time.perf_counter() - started)
-        seconds[rows] = min(took)
-    per_token = max((seconds[8] - seconds[2]) / (6 * job.n_pos), 1e-9)
-    fixed = max(seconds[2] / per_token - 2 * job.n_pos, 1.0)
-    return fixed, per_token / n_blocks
+        return min(took)
+
+    two, eight, shallow = seconds(2, deep), seconds(8, deep), seconds(2, 1)
+    work = deep - 2 / 3  # in whole blocks: the last one's MLP runs where it is read only
+    token_block = max((eight - two) / (work * 3 * few), 1e-9)
+    per_block = max((two - shallow) / max(1, deep - 1) - few * token_block, 0.0)
+    per_forward = max(two - work * (per_block + few * token_block), 0.0)
+    return Cost(token_block, per_block / token_block, per_forward / token_block)
 
 
 def read_site(model: Model, tokens: torch.Tensor, site: str, layers: Sequence[int]) -> tuple[dict[int, torch.Tensor], torch.Tensor]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
-from models.families import FAMILIES, GQA, NO_SPECIAL
+from models.families import FAMILIES, GQA, NO_SPECIAL, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workbench.core.errors import BadData, NoTokenizer, UnknownName, UnsupportedModel
@@ -16,8 +16,10 @@ from workbench.core.result import Result
 from workbench.models import load
 from workbench.organisms.tokenizer import word_tokenizer
 from workbench.primitives import two_checkpoints
+from workbench.primitives.metrics import logit_diff
 from workbench.primitives.statistics import bootstrap_interval
-from workbench.primitives.two_checkpoints import SHAPES, compare, refuse_misaligned, weight_change
+from workbench.primitives.sweeps import Zero, sweep
+from workbench.primitives.two_checkpoints import SHAPES, compare, refuse_misaligned, sweep_both, weight_change
 
 WORDS = ["<pad>", "<bos>", "<unk>", *[f"w{i}" for i in range(61)]]
 
@@ -191,3 +193,19 @@ def test_weights_that_do_not_correspond_are_refused():
         weight_change(llama(), llama(num_hidden_layers=3))
     with pytest.raises(UnsupportedModel, match=r"embed_tokens.weight has shape \(64, 32\) and \(70, 32\)"):
         weight_change(llama(), llama(vocab_size=70))
+
+
+def test_the_same_sweep_on_both_finds_where_they_differ(tmp_path):
+    """Two checkpoints that differ in one head's output weights: only that head's cells differ; a twin of itself nowhere."""
+    one, same, other = (load(str(save("llama", tmp_path / str(i), seed=3))) for i in range(3))
+    base, metric = torch.randint(5, 60, (4, 7)), logit_diff([7, 8, 9, 10], [11, 12, 13, 14])
+    again = sweep_both(one, same, base, Zero(), metric, site="z", axes=("unit",))
+    assert float(abs(again.data["difference"]).max()) == 0
+    with torch.no_grad():
+        other.live.original_model.model.layers[1].self_attn.o_proj.weight[:, 8:16] *= 3  # head 1 of layer 1
+    changed = sweep_both(one, other, base, Zero(), metric, site="z", axes=("unit",))
+    expected = sweep(other, base, Zero(), metric, site="z", axes=("unit",)).data["value"] - sweep(one, base, Zero(), metric, site="z", axes=("unit",)).data["value"]
+    np.testing.assert_allclose(changed.data["difference"], expected, atol=1e-5)
+    np.testing.assert_allclose(changed.data["mean"], expected.mean("example"), atol=1e-5)
+    with pytest.raises(UnsupportedModel, match="n_kv_heads"):
+        sweep_both(one, load(str(save("gpt2", tmp_path / "g"))), base, Zero(), metric, site="z", axes=("unit",))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
 from workbench.core.errors import BadData, UnknownName, UnsupportedModel
@@ -20,6 +21,9 @@ from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.models.model import Model
 from workbench.models.tokens import Rows
+
+from .metrics import Metric
+from .sweeps import Source, sweep
 
 SHAPES = ("kind", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_vocab")
 CELLS_AT_ONCE = 4096
@@ -57,6 +61,20 @@ def _refuse_other_tokens(a: Model, b: Model, ids_a: Sequence[int], ids_b: Sequen
 
 
 # ---- a measurement ----
+
+
+def sweep_both(a: Model, b: Model, base: torch.Tensor, source: Source, metric: Metric, **options: Any) -> Result:
+    """The same sweep on two checkpoints, and what is different: `compare` of b minus a, cell by cell.
+
+    Args:
+        a, b: models of the same shapes that read the same tokens. base, source, metric, options: as for `sweeps.sweep`; the
+            metric must not depend on one of the models (kl_div to a run of `a` does).
+
+    Raises:
+        UnsupportedModel, BadData: if the models do not correspond, saying where.
+    """
+    refuse_misaligned(a, b, base.tolist())
+    return compare(*(sweep(model, base, source, metric, **options) for model in (a, b)), "value")
 
 
 def compare(run_a: Result, run_b: Result, variable: str, *, level: float = 0.95, n_draws: int = 2000, seed: int = 0) -> Result:

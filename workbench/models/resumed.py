@@ -2,15 +2,16 @@
 
 A patch at (layer, pos) changes nothing before that layer and, in a causal model, nothing before that position. `BaseRun`
 keeps what the unpatched run computed there - the residual stream entering every block, keys and values - and `run`
-goes on from it: earlier blocks are stood in for by modules that pass their input through, the residual is swapped in at
-the block, and the cache gives attention its past. TransformerLens's `start_at_layer` does not do this: it executes the
+goes on from it: each row joins the batch at its own block with its own residual, and the cache gives attention its past,
+so a block's weights are read once for the cells of all layers before it. TransformerLens's `start_at_layer` does not do this: it executes the
 earlier blocks and throws their work away.
 Blocks keep their places in the model's list, because some families choose the attention mask by a block's index.
-Cost of `run`: (n_layers - layer) blocks over rows x (n_pos - start) tokens. Memory of a BaseRun: (n_layers + 2 x
+Cost of `run`: for every row (n_layers - layer) blocks over n_pos - start tokens. Memory of a BaseRun: (n_layers + 2 x
 n_layers x n_kv_heads x d_head / d_model) residual streams of its tokens.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,18 +23,42 @@ from workbench.core.errors import UnsupportedModel
 from .model import Hook, Model
 
 
-class _PassThrough(nn.Module):
-    """Stands where a block was: gives back the hidden states, and the block's attributes to whoever asks for them."""
+class _Stage(nn.Module):
+    """Stands where a block was, and runs it on the rows that have entered by then.
 
-    def __init__(self, block: nn.Module):
+    Rows are sorted by the block they enter at, so the ones in flight are the first `n`. The others' hidden states pass
+    through untouched, and so do all when no row has entered yet. Whoever asks for the block's attributes gets them.
+    """
+
+    def __init__(self, block: nn.Module, entered: int, n: int, residual: torch.Tensor | None):
         super().__init__()
-        self.__dict__["_block"] = block  # not a submodule: it must not be found twice
+        self.__dict__.update(_block=block, _entered=entered, _n=n, _residual=residual)  # not a submodule: it must not be found twice
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return hidden_states
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        block, entered, n, residual = (self.__dict__[key] for key in ("_block", "_entered", "_n", "_residual"))
+        if n == 0:
+            return hidden_states
+        rows = len(hidden_states)
+        parts = [hidden_states[:entered], *([] if residual is None else [residual])]
+        active = torch.cat(parts) if entered and residual is not None else parts[-1] if residual is not None else parts[0]
+        if n < rows:
+            args, kwargs = _first_rows(args, rows, n), _first_rows(kwargs, rows, n)
+        out = block(active, *args, **kwargs)
+        first = out[0] if isinstance(out, tuple) else out
+        whole = first if n == rows else torch.cat([first, hidden_states[n:]])
+        return (whole, *out[1:]) if isinstance(out, tuple) else whole
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_block"], name)
+
+
+def _first_rows(value: Any, rows: int, n: int) -> Any:
+    """Masks, positions and rotations of the first `n` rows; what is the same for all rows stays as it is."""
+    if isinstance(value, torch.Tensor):
+        return value[:n] if value.ndim > 1 and len(value) == rows else value
+    if isinstance(value, tuple):
+        return tuple(_first_rows(v, rows, n) for v in value)
+    return {k: _first_rows(v, rows, n) for k, v in value.items()} if type(value) is dict else value
 
 
 class BaseRun:
@@ -68,21 +93,23 @@ class BaseRun:
 
     def run(
         self,
-        layer: int,
+        layer: int | Sequence[int],
         start: int,
         example: torch.Tensor,
         *,
-        residual: torch.Tensor | None = None,
+        residual: Callable[[int, slice], torch.Tensor] | None = None,
         hook_fns: Sequence[Hook] = (),
         read: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Go on from block `layer` and position `start`.
 
         Args:
-            layer: first block that is executed. start: first position that is computed.
+            layer: first block that is executed, for all rows or for each; then in increasing order. Rows that enter later
+                join the batch at their block, so one forward serves a whole sweep over layers.
+            start: first position that is computed.
             example: [row] which example each row is; examples may repeat.
-            residual: [row, pos - start, d_model] entering the block; the unpatched one if not given.
-            hook_fns: on blocks from `layer` on; tensors have positions from `start` on.
+            residual: (layer, rows) -> [row, pos - start, d_model] entering that block; the unpatched one if not given.
+            hook_fns: on blocks that run; their tensors have the rows that have entered, and positions from `start` on.
             read: positions (absolute, from `start` on) whose logits are wanted; all from `start` if not given. No others
                 reach the unembedding.
 
@@ -90,40 +117,45 @@ class BaseRun:
             [row, read_pos, d_vocab] logits.
         """
         model, example = self.model, example.to(self.tokens.device)
-        if residual is None:
-            residual = self.resid_pre[layer][example, start:]
+        entry = [layer] * len(example) if isinstance(layer, int) else list(layer)
+        if entry != sorted(entry) or len(entry) != len(example):
+            raise ValueError("rows must be sorted by the block they enter at, one block a row")
+        bounds = [bisect_left(entry, block) for block in range(model.n_layers + 1)]  # rows bounds[k]:bounds[k + 1] enter at block k
         fns = list(hook_fns)
         if read is not None:
             wanted = [p - start for p in read]
             fns.append(("unembed.hook_in", lambda tensor, hook: tensor[:, wanted]))
-        given = {"past_key_values": self._cache(example, start), "use_cache": True} if start else {"use_cache": False}
+        given = {"past_key_values": self._cache(example, start, bounds), "use_cache": True} if start else {"use_cache": False}
 
-        def swap(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            if args:
-                return (residual, *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": residual}
+        def entering(block: int) -> torch.Tensor | None:
+            rows = slice(bounds[block], bounds[block + 1])
+            if rows.start == rows.stop:
+                return None
+            return self.resid_pre[block][example[rows], start:] if residual is None else residual(block, rows)
 
         with model.lock, torch.no_grad():
             originals = list(self.blocks)
-            handles = [originals[layer].register_forward_pre_hook(swap, with_kwargs=True, prepend=True)]
-            if read is not None and (layer < model.n_layers - 1 or not hook_fns):
-                handles += _only_there(model, [p - start for p in read])
+            handles: list[Any] = []
+            if read is not None and not any(model.hook_names[name].startswith(f"blocks.{model.n_layers - 1}.mlp") for name, _ in hook_fns):
+                handles = _only_there(model, [p - start for p in read])
             try:
-                for i in range(layer):
-                    self.blocks[i] = _PassThrough(originals[i])
+                for block, original in enumerate(originals):
+                    self.blocks[block] = _Stage(original, bounds[block], bounds[block + 1], entering(block))
                 with model.hooked(fns):
                     return model.live(self.tokens[example, start:], **given)
             finally:
                 for handle in handles:
                     handle.remove()
-                for i in range(layer):
-                    self.blocks[i] = originals[i]
+                for block, original in enumerate(originals):
+                    self.blocks[block] = original
 
-    def _cache(self, example: torch.Tensor, start: int) -> DynamicCache:
-        """Keys and values of the positions before `start`, one row per row of `example`."""
+    def _cache(self, example: torch.Tensor, start: int, bounds: list[int]) -> DynamicCache:
+        """Keys and values of the positions before `start`, in each layer for the rows that have entered by then (one, where
+        none has: the cache's length is read off the first layer)."""
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self.keys_values):
-            cache.update(keys[example, :, :start], values[example, :, :start], layer)
+            rows = example[: max(1, bounds[layer + 1])]
+            cache.update(keys[rows, :, :start], values[rows, :, :start], layer)
         return cache
 
 

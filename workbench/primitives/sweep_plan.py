@@ -1,7 +1,7 @@
 """Planning a sweep: which cells share a forward, what that costs, and how long it will take on this machine.
 
-Cells of a layer with neighbouring positions go into one batch that starts at the first of them: few wide batches waste
-the suffix, many narrow ones the fixed cost of a forward. The cuts are found exactly, from the two costs measured here.
+Cells with neighbouring positions, of all layers, go into one batch that starts at the first of them: few wide batches
+waste the suffix, many narrow ones the fixed cost of a forward. The cuts are found from the costs measured here.
 Cost: with a probe, one pass over the base and four short timed passes.
 """
 
@@ -28,9 +28,12 @@ UNIT_AXIS = {"head": "head", "kv_head": "kv_head", "d_mlp": "neuron"}
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that share a forward: one layer, positions from `start` on. cells: [row, 3] of pos (-1: all), unit (-1: all), example."""
+    """Cells that share a forward, positions from `start` on.
 
-    layer: int
+    layer: [row] increasing. cells: [row, 3] of pos (-1: all), unit (-1: all), example.
+    """
+
+    layer: np.ndarray
     start: int
     cells: np.ndarray
 
@@ -141,25 +144,27 @@ class Cost:
     per_forward: float
 
     def fixed(self, n_blocks: int) -> float:
-        """The part of a forward through `n_blocks` that does not depend on its tokens, in tokens of it."""
-        return self.per_block + self.per_forward / n_blocks
+        """The part of a forward through `n_blocks` that does not depend on its tokens, in token-blocks."""
+        return self.per_block * n_blocks + self.per_forward
 
 
-def group_cells(job: Job, layer: int, fixed_tokens: float, max_rows: int) -> list[Group]:
-    """Batches of neighbouring positions of a layer. A forward costs rows x (n_pos - start) tokens plus `fixed_tokens`, so
-    few wide groups waste the suffix and many narrow ones the fixed cost; the best cuts are found by dynamic programming,
-    over steps of a hundredth of the positions where there are many."""
-    cells = job.cells_per_layer
+def group_cells(job: Job, n_layers: int, cost: Cost, max_rows: int) -> tuple[Group, ...]:
+    """Batches of neighbouring positions, all layers together. Few wide groups waste the suffix and many narrow ones the
+    fixed cost of a forward; the best cuts are found by dynamic programming, over steps of a hundredth of the positions
+    where there are many. A batch of more than `max_rows` rows is split between layers."""
+    cells, layers = job.cells_per_layer, sorted(job.layers)
     if "pos" not in job.axes:
-        pieces = [(0, cells[i : i + max_rows]) for i in range(0, len(cells), max_rows)]
+        pieces = [(0, cells)]
     else:
         per_pos, step = len(cells) // len(job.positions), 1 + len(job.positions) // 100
-        cuts = best_cuts([job.n_pos - p for p in job.positions[::step]], per_pos * step, fixed_tokens)
-        pieces = []
-        for a, b in ((step * a, step * b) for a, b in cuts):
-            rows = cells[a * per_pos : b * per_pos]
-            pieces += [(int(rows[i : i + max_rows, 0].min()), rows[i : i + max_rows]) for i in range(0, len(rows), max_rows)]
-    return [Group(layer, start, rows) for start, rows in pieces]
+        depth = sum(n_layers - layer for layer in layers)
+        cuts = best_cuts([job.n_pos - p for p in job.positions[::step]], per_pos * step * depth, cost.fixed(n_layers - layers[0]))
+        pieces = [(int(cells[step * a * per_pos, 0]), cells[step * a * per_pos : step * b * per_pos]) for a, b in cuts]
+    groups = []
+    for start, rows in pieces:
+        layer, all_rows = np.repeat(layers, len(rows)), np.tile(rows, (len(layers), 1))
+        groups += [Group(layer[i : i + max_rows], start, all_rows[i : i + max_rows]) for i in range(0, len(layer), max_rows)]
+    return tuple(groups)
 
 
 def best_cuts(suffix: list[int], per_pos: int, fixed: float) -> list[tuple[int, int]]:
@@ -218,10 +223,10 @@ def plan_job(model: Model, job: Job, metric: Metric, run: BaseRun | None, budget
     on_cpu = model.device == "cpu"
     max_rows = max(1, int(min(budget // per_row, (4096 if on_cpu else 65536) // job.n_pos + 1)))
     cost = timed(run, job) if run is not None else Cost(float("nan"), 40.0 if on_cpu else 3000.0, 150.0 if on_cpu else 3000.0)
-    groups = tuple(g for layer in job.layers for g in group_cells(job, layer, cost.fixed(model.n_layers - layer), max_rows))
-    work = sum((model.n_layers - g.layer) * g.n_rows * (job.n_pos - g.start) for g in groups)
+    groups = group_cells(job, model.n_layers, cost, max_rows)
+    work = sum(int((model.n_layers - g.layer).sum()) * (job.n_pos - g.start) for g in groups)
     n_cells = sum(g.n_rows for g in groups)
-    seconds = cost.token_block * (work + sum((model.n_layers - g.layer) * cost.fixed(model.n_layers - g.layer) for g in groups))
+    seconds = cost.token_block * (work + sum(cost.fixed(model.n_layers - int(g.layer[0])) for g in groups))
     peak = max(g.n_rows for g in groups) * per_row
     return Plan(groups, n_cells, work, n_cells * model.n_layers * job.n_pos, int(peak), seconds)
 

@@ -1,15 +1,14 @@
 """Exact sweeps: replace one site at a time, in every layer x position (x head, x neuron), and measure what it does.
 
 Sources of the replacement: another run (denoising: a clean run into a corrupted one; noising: the reverse), zero, a
-mean over a reference set, another example. All cells of a layer with neighbouring positions go through one batch that
-starts at that layer and position (models/resumed.py) and computes logits only where the metric reads them. Two random
+mean over a reference set, another example. Cells with neighbouring positions, of all layers, go through one batch that each
+row joins at its own layer (models/resumed.py); logits are computed only where the metric reads them. Two random
 cells are also run the plain way, from the first token of the first block with a hook, and the difference is kept;
 where an architecture does not allow the short way, or the two disagree, every cell is run the plain way and a warning
 says so.
 Cost: `plan` (primitives/sweep_plan.py) tells before anything runs. Source of the method: Zhang & Nanda (arXiv 2309.16042).
 """
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from workbench.core.hooks import SITES
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.models.model import Model
+from workbench.models.model import Hook, Model
 from workbench.models.resumed import BaseRun
 
 from .metrics import Metric
@@ -150,13 +149,13 @@ def sweep(
     partial = False
     try:
         for done, group in enumerate(groups):
-            progress.update(done, len(groups), f"{site}, layer {group.layer}")
+            progress.update(done, len(groups), f"{site}, positions from {group.start}")
             where = _index(job, data, group)
             if np.isnan(data["value"].values[where]).any():
                 data["value"].values[where] = cells.measure(group)
         progress.update(len(groups), len(groups), "done")
     except Cancelled:
-        partial = True
+        partial = bool(np.isnan(data["value"].values).any())  # cancelled after the last forward, nothing is missing
     if not partial and float(np.abs(data["value"].values - data["base_value"].values).max()) == 0:
         warnings.append(f"replacing {site} moved the metric in no cell: source and base agree there, or nothing downstream reads it")
     return Result(provenance.finish(started), data, partial=partial, warnings=tuple(warnings))
@@ -202,7 +201,7 @@ def _empty(model: Model, job: Job, metric: Metric, base: torch.Tensor) -> xr.Dat
 
 def _index(job: Job, data: xr.Dataset, group: Group) -> tuple[np.ndarray, ...]:
     """Where a group's cells go in `value`."""
-    index: list[np.ndarray] = [np.full(group.n_rows, job.layers.index(group.layer))]
+    index: list[np.ndarray] = [np.array([job.layers.index(layer) for layer in group.layer])]
     if "pos" in job.axes:
         index.append(np.searchsorted(job.positions, group.cells[:, 0]))
     if "unit" in job.axes:
@@ -255,7 +254,7 @@ class _Cells:
         cells = self.job.cells_per_layer
         for _ in range(n):
             cell = cells[rng.integers(len(cells))][None]
-            yield Group(int(rng.choice(self.job.layers)), max(0, int(cell[0, 0])), cell)
+            yield Group(rng.choice(self.job.layers, 1), max(0, int(cell[0, 0])), cell)
 
     def measure(self, group: Group) -> np.ndarray:
         """[row] metric values. Out of memory halves the rows, down to one."""
@@ -265,7 +264,7 @@ class _Cells:
             if group.n_rows == 1:
                 raise NoRoom(f"{self.model.name} ran out of memory on a single row of {self.job.n_pos} tokens; use shorter prompts or a smaller dtype") from found
         half = group.n_rows // 2
-        return np.concatenate([self.measure(dataclasses.replace(group, cells=part)) for part in (group.cells[:half], group.cells[half:])])
+        return np.concatenate([self.measure(Group(group.layer[part], group.start, group.cells[part])) for part in (slice(half), slice(half, None))])
 
     def _short(self, group: Group) -> np.ndarray:
         """From the group's layer and position on."""
@@ -275,30 +274,53 @@ class _Cells:
         late = tuple(p for p in read if p >= group.start)
         if not late:  # the metric reads only before the patch, where a causal model cannot have changed
             return self.base_value[group.cells[:, 2]]
-        layer, residual, hook_fns = group.layer, None, []
-        if self.job.site == "resid_pre" or (self.job.site == "resid_post" and layer + 1 < self.model.n_layers):
-            layer += self.job.site == "resid_post"
-            residual = self._patched(self.run.resid_pre[layer][example, group.start :], group)
-        else:
-            hook_fns = [(self.model.hook_name(self.job.site, layer), lambda tensor, hook: self._patched(tensor, group))]
-        logits = self.run.run(layer, group.start, example, residual=residual, hook_fns=hook_fns, read=late)
+        last, site = self.model.n_layers - 1, self.job.site
+        entry, hooked = group.layer, np.unique(group.layer)
+        if site in ("resid_pre", "resid_post"):  # the stream entering a block is what the row enters with; no hook is needed
+            entry, hooked = (group.layer, []) if site == "resid_pre" else (np.minimum(group.layer + 1, last), [last] if last in group.layer else [])
+        patched_entry = site == "resid_pre", site == "resid_post"
+
+        def residual(block: int, rows: slice) -> torch.Tensor:
+            stream = self.run.resid_pre[block][example[rows], group.start :]  # type: ignore[union-attr]
+            layer = block - patched_entry[1]
+            here = slice(*np.searchsorted(group.layer, [layer, layer + 1]))
+            if not any(patched_entry) or here.start == here.stop:
+                return stream
+            return torch.cat([self._patched(stream[: here.stop - here.start], group, here), stream[here.stop - here.start :]])
+
+        def hook_for(layer: int) -> Hook:
+            here = slice(*np.searchsorted(group.layer, [layer, layer + 1]))
+            return self.model.hook_name(site, layer), lambda tensor, hook: self._patch_rows(tensor, group, here)
+
+        hook_fns = [hook_for(int(layer)) for layer in hooked]
+        logits = self.run.run(entry.tolist(), group.start, example, residual=residual, hook_fns=hook_fns, read=late)
         if len(late) < len(read):
             early = [p for p in read if p < group.start]
             logits = torch.cat([self.run.logits[example][:, early], logits], 1)[:, np.argsort(np.argsort(read)).tolist()]
         return self.metric.at_read(logits, example).cpu().numpy()
 
     def _plain(self, group: Group) -> np.ndarray:
-        """A whole forward with a hook."""
-        whole = dataclasses.replace(group, start=0)
-        example = torch.from_numpy(group.cells[:, 2].copy()).to(self.base.device)
-        fn = (self.model.hook_name(self.job.site, group.layer), lambda tensor, hook: self._patched(tensor, whole))
-        return self.metric(self.model.forward(self.base[example], hook_fns=[fn]), example).cpu().numpy()
+        """Whole forwards with a hook, a layer at a time."""
+        found = np.empty(group.n_rows, np.float32)
+        for layer in np.unique(group.layer):
+            here = slice(*np.searchsorted(group.layer, [layer, layer + 1]))
+            part = Group(group.layer[here], 0, group.cells[here])
+            example = torch.from_numpy(part.cells[:, 2].copy()).to(self.base.device)
+            fn = (self.model.hook_name(self.job.site, int(layer)), lambda tensor, hook, part=part: self._patched(tensor, part, slice(0, part.n_rows)))
+            found[here] = self.metric(self.model.forward(self.base[example], hook_fns=[fn]), example).cpu().numpy()
+        return found
 
-    def _patched(self, tensor: torch.Tensor, group: Group) -> torch.Tensor:
-        """A copy of the site's tensor (positions from group.start on) with each row's cell replaced."""
-        new, source = tensor.clone(), self.values[group.layer]
-        row = torch.arange(group.n_rows, device=tensor.device)
-        pos, unit, example = (torch.from_numpy(group.cells[:, i].copy()).to(tensor.device) for i in range(3))
+    def _patch_rows(self, tensor: torch.Tensor, group: Group, rows: slice) -> torch.Tensor:
+        """The site's tensor of all rows in flight, with the cells of `rows` replaced."""
+        new = tensor.clone()
+        new[rows] = self._patched(tensor[rows], group, rows)
+        return new
+
+    def _patched(self, tensor: torch.Tensor, group: Group, rows: slice) -> torch.Tensor:
+        """A copy of the tensor of `rows`, all of one layer (positions from group.start on), with each row's cell replaced."""
+        new, source, cells = tensor.clone(), self.values[int(group.layer[rows.start])], group.cells[rows]
+        row = torch.arange(len(cells), device=tensor.device)
+        pos, unit, example = (torch.from_numpy(cells[:, i].copy()).to(tensor.device) for i in range(3))
         heads_first = "query_pos" in SITES[self.job.site].dims
         by_pos, by_unit = "pos" in self.job.axes, "unit" in self.job.axes
         here = pos - group.start

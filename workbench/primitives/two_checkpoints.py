@@ -74,7 +74,8 @@ def sweep_both(a: Model, b: Model, base: torch.Tensor, source: Source, metric: M
         UnsupportedModel, BadData: if the models do not correspond, saying where.
     """
     refuse_misaligned(a, b, base.tolist())
-    return compare(*(sweep(model, base, source, metric, **options) for model in (a, b)), "value")
+    one, other = (sweep(model, base, source, metric, **options) for model in (a, b))
+    return compare(one, other, "value")
 
 
 def compare(run_a: Result, run_b: Result, variable: str, *, level: float = 0.95, n_draws: int = 2000, seed: int = 0) -> Result:

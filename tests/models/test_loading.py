@@ -14,7 +14,7 @@ import transformers as tf
 from models.families import DECODERS, FAMILIES, GPT2, GQA, NO_SPECIAL, SIZE
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from workbench.core.errors import ModelNotFound, UnsupportedModel, WorkbenchError
+from workbench.core.errors import BadSpec, ModelNotFound, UnsupportedModel, WorkbenchError
 from workbench.models import ModelSpec, load
 
 KINDS = dict.fromkeys(DECODERS, "causal-lm") | {
@@ -381,3 +381,26 @@ def test_a_gpu_gives_the_same_logits_and_its_memory_back(tiny_models):
         assert torch.cuda.memory_allocated() > before
     gc.collect()
     assert torch.cuda.memory_allocated() <= before + 1_000_000
+
+
+# ---- placement over devices ----
+
+
+def test_placement_by_accelerate_gives_the_same_logits(tiny_models):
+    """On a machine without a GPU 'auto' puts everything on the CPU; the path through accelerate is the one larger models take."""
+    inputs = an_input("llama")
+    placed = load(str(tiny_models["llama"]), device_map="auto", max_memory=("cpu=1GiB",))
+    torch.testing.assert_close(placed.forward(inputs), load(str(tiny_models["llama"])).forward(inputs))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"device_map": "auto", "max_memory": ("20GiB",)}, "DEVICE=AMOUNT"),
+        ({"device_map": "auto", "max_memory": ("0=lots",)}, "DEVICE=AMOUNT"),
+        ({"max_memory": ("cpu=1GiB",)}, "device_map='auto'"),
+    ],
+)
+def test_a_placement_that_makes_no_sense_is_refused(tiny_models, options, says):
+    with pytest.raises(BadSpec, match=says):
+        load(str(tiny_models["llama"]), **options)

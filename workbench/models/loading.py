@@ -189,11 +189,20 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
 
 
 def _placement(spec: ModelSpec) -> dict[str, Any]:
+    """What accelerate is asked for; nothing where one device takes it all."""
+    budget: dict[str | int, str | int] = {}
+    for entry in spec.max_memory:
+        device, sign, amount = entry.partition("=")
+        if not sign or not re.fullmatch(r"\d+(\.\d+)?\s*[KMG]i?B", amount.strip()):
+            raise BadSpec(f"max_memory wants DEVICE=AMOUNT like 0=20GiB or cpu=60GiB, got {entry!r}")
+        budget[int(device) if device.strip().isdigit() else device.strip()] = amount.strip()
     if spec.device_map is None and spec.n_devices is None:
+        if budget:
+            raise BadSpec("max_memory limits a placement over devices; give device_map='auto' or n_devices with it")
         return {}
     from transformer_lens.utilities.multi_gpu import resolve_device_map
 
-    device_map, max_memory = resolve_device_map(spec.n_devices, spec.device_map, None, None)
+    device_map, max_memory = resolve_device_map(spec.n_devices, spec.device_map, None, budget or None)
     return {"device_map": device_map} | ({"max_memory": max_memory} if max_memory else {})
 
 

@@ -36,12 +36,17 @@ def patch_grid(result: Result) -> go.Figure:
             hovertemplate=f"{'.'.join(down)} %{{y}}, {across} %{{x}}: %{{z:.3f}}<extra></extra>", **theme.signed_limits(flat.values),
         )
     )  # fmt: skip
-    figure.update_xaxes(title={"pos": "Position (token of the base run)", "head": "Head", "kv_head": "Key/value head", "neuron": "Neuron"}[across], showgrid=False, type="category")
+    has_tokens = across == "pos" and "token" in result.data.coords
+    figure.update_xaxes(title={"pos": "Position (token of the base run)" if has_tokens else "Position", "head": "Head", "kv_head": "Key/value head", "neuron": "Neuron"}[across], showgrid=False, type="category")
     figure.update_yaxes(title=".".join(d.capitalize() for d in down), autorange="reversed", showgrid=False, type="category")
     site = result.data.attrs["site"]
     best = np.unravel_index(int(np.nanargmax(np.abs(flat.values))), flat.shape)
     alt = f"Heat map of {shown.attrs['long_name'].lower()} when {site} is replaced; the largest change is at row {rows[best[0]]}, {labels[best[1]]}."
-    return theme.finish(figure, f"{shown.attrs['long_name']} when {site} is replaced", alt, result.provenance)
+    theme.finish(figure, f"{shown.attrs['long_name']} when {site} is replaced", alt, result.provenance)
+    if has_tokens:  # words stand upright under the axis, so the line of provenance goes below them
+        figure.layout.annotations[-1].update(yshift=-165)
+        figure.update_layout(height=theme.HEIGHT + 80, margin={"b": 185}).update_xaxes(tickangle=-90, tickfont={"size": 13})
+    return figure
 
 
 def _labels(result: Result, across: str, flat: xr.DataArray) -> list[str]:

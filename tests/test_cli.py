@@ -140,6 +140,27 @@ def test_ctrl_c_keeps_partial_results_and_says_so(tmp_path):
     assert 0 < _filled(out) < 15 * 7
 
 
+def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
+    """Neither keeping in the middle nor saving at the end may lose the run; the last line says where everything went."""
+    from workbench.core.result import Result
+
+    real = Result.save
+
+    def full(self, folder):
+        if Path(folder).is_relative_to(tmp_path / "out"):
+            raise OSError(28, "No space left on device")
+        return real(self, folder)
+
+    monkeypatch.setattr(Result, "save", full)
+    monkeypatch.setenv("WORKBENCH_KEEP_SECONDS", "0")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, text, errors = workbench("run", "attention_sinks", *SMALL, "--set", "controls=false", "--out", str(tmp_path / "out"))
+    assert code in (0, 1) and "measured" in text
+    assert "the run goes on" in errors and "everything went to" in errors
+    (saved,) = tmp_path.glob("workbench-*/result")
+    assert not Result.load(saved).partial
+
+
 def test_resuming_with_another_spec_is_refused(tmp_path, finished):
     from workbench.core.result import Result
 

@@ -8,6 +8,7 @@ import json as json_module
 import os
 import signal
 import sys
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -37,8 +38,11 @@ class _Terminal(Progress):
 
     def keep(self, partial: Any) -> None:
         if self.folder is not None and time.monotonic() - self._kept >= self._every:
-            partial().save(self.folder)
             self._kept = time.monotonic()
+            try:
+                partial().save(self.folder)
+            except OSError as trouble:  # a full disk must not end a run that may finish after it is cleared
+                typer.echo(f"what is finished so far could not be kept ({trouble.strerror or trouble}); the run goes on", err=True)
 
     def show(self) -> None:
         if sys.stderr.isatty():
@@ -132,8 +136,8 @@ def _run(module: Any, spec: Any, folder: Path, as_json: bool) -> int:
     if before is not None and not before.partial:
         before = None
     with _Terminal(folder / "result") as progress:
-        result = module.run(spec, progress=progress, resume=before)
-    result.save(folder / "result")
+        result = module.run(spec, progress=progress, **({"resume": before} if before is not None else {}))
+    folder = _save(result, folder)
     table = check(result, module.CLAIMS)
     figures = figures_of(result)
     files.write_text(folder / "claims.json", json_module.dumps(table.rows(), indent=1))
@@ -153,6 +157,18 @@ def _run(module: Any, spec: Any, folder: Path, as_json: bool) -> int:
         typer.echo(f"cancelled; what was finished is in {folder}, and the same call with --out {folder} goes on from there", err=True)
         return 130
     return 0 if table.passed else 1
+
+
+def _save(result: Any, folder: Path) -> Path:
+    """Write the result and say where it went: into a temporary folder if `folder` does not take it, so that no run is lost."""
+    try:
+        result.save(folder / "result")
+        return folder
+    except OSError as trouble:
+        instead = Path(tempfile.mkdtemp(prefix="workbench-"))
+        result.save(instead / "result")
+        typer.echo(f"{folder} could not be written ({trouble.strerror or trouble}); everything went to {instead}", err=True)
+        return instead
 
 
 def _check_writable(folder: Path) -> None:

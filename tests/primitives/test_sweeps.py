@@ -245,6 +245,14 @@ def test_counted_work_is_what_causality_needs(models, pair, monkeypatch):
     assert cost.token_blocks <= 0.75 * cost.plain_token_blocks  # two layers: half of the blocks at layer 1, all of them at layer 0
 
 
+def test_without_fixed_costs_the_plan_is_the_causal_minimum():
+    """Every cell from its own layer and position on, and nothing more."""
+    job = sweep_plan.Job("resid_pre", ("pos",), (0, 1, 2), tuple(range(N_POS)), (), 2, N_POS)
+    groups = sweep_plan.group_cells(job, 3, sweep_plan.Cost(1.0, 0.0, 0.0), max_rows=1000)
+    work = sum(int((3 - g.layer).sum()) * (N_POS - g.start) for g in groups)
+    assert work == 2 * sum((3 - layer) * (N_POS - pos) for layer in range(3) for pos in range(N_POS))
+
+
 def test_only_needed_positions_reach_the_unembedding(models, pair):
     model = models["llama"]
     widths = []

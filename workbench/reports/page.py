@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a Result: claims, figures, warnings and provenance.
+"""One self-contained HTML page: a Result with its claims, or a view with its numbers, with figures, warnings and provenance.
 
 plotly.js is written into the page once (about 5 MB), so it opens without a network; it follows the reader's light or
 dark setting and prints. Nothing in it names a path of the machine that made it.
@@ -6,8 +6,10 @@ dark setting and prints. Nothing in it names a path of the machine that made it.
 
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
@@ -30,7 +32,7 @@ pre{background:var(--card);padding:1em;overflow-x:auto;font-size:.85em}
 
 
 def write_page(path: Path | str, result: Result, table: ClaimsTable, figures: dict[str, go.Figure]) -> Path:
-    """Write the page.
+    """Write the page of a paper's Result.
 
     Args:
         path: the file to write, in one step.
@@ -38,21 +40,40 @@ def write_page(path: Path | str, result: Result, table: ClaimsTable, figures: di
         figures: {name: Figure}, in the order to show.
     """
     paper = PAPERS.get(result.stem)
-    title = html.escape(paper.title if paper else result.stem)
-    notes = "".join(f"<p class=warn>{html.escape(w)}</p>" for w in result.warnings)
-    if result.partial:
-        notes = "<p class=warn>This run was cancelled: the figures show what was finished, and no claim is tested on it.</p>" + notes
-    drawn = "".join(
+    body = f"<h2>Claims and controls</h2>{table._repr_html_()}<h2>Figures</h2>{_drawn(figures)}"
+    return files.write_text(path, _page(paper.title if paper else result.stem, result.stem, list(result.warnings), body, result))
+
+
+def write_view(path: Path | str, title: str, figures: dict[str, go.Figure], table: pd.DataFrame, result: Result | None = None, notices: Sequence[str] = ()) -> Path:
+    """Write the page of something looked at, such as a panel: figures, the numbers behind them, notices, provenance.
+
+    Args:
+        path: the file to write, in one step. result: whose provenance is shown, if there is one.
+        figures: {name: Figure}, in the order to show. table: every row goes into the page.
+    """
+    numbers = table.to_html(index=False, border=0, float_format=lambda x: f"{x:.5g}") if len(table) else "<p>no rows</p>"
+    body = f"{_drawn(figures)}<h2>Numbers</h2><details open><summary>{len(table)} rows</summary>{numbers}</details>"
+    return files.write_text(path, _page(title, "", [*notices, *(result.warnings if result else ())], body, result))
+
+
+def _page(title: str, above: str, notices: Sequence[str], body: str, result: Result | None) -> str:
+    title = html.escape(title)
+    notes = "".join(f"<p class=warn>{html.escape(w)}</p>" for w in notices)
+    if result is not None and result.partial:
+        notes = "<p class=warn>This run was cancelled: what was finished is shown, and no claim is tested on it.</p>" + notes
+    short = html.escape(result.provenance.short()) if result is not None else ""
+    about = "" if result is None else html.escape(json.dumps(_shareable(result), indent=1))
+    provenance = f"<h2>Provenance</h2><details><summary>Spec, model, data, versions</summary><pre>{about}</pre></details>" if about else ""
+    return f"""<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
+<title>{title}</title><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>
+<p class=soft>{html.escape(above)}</p><h1>{title}</h1><p class=soft>{short}</p>{notes}{body}{provenance}</body></html>"""
+
+
+def _drawn(figures: dict[str, go.Figure]) -> str:
+    return "".join(
         f"<figure role=img aria-label={html.escape(json.dumps(_alt(figure)))}>{figure.to_html(include_plotlyjs=False, full_html=False, div_id=name)}</figure>"
         for name, figure in figures.items()
     )
-    about = html.escape(json.dumps(_shareable(result), indent=1))
-    page = f"""<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
-<title>{title}</title><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>
-<p class=soft>{html.escape(result.stem)}</p><h1>{title}</h1><p class=soft>{html.escape(result.provenance.short())}</p>{notes}
-<h2>Claims and controls</h2>{table._repr_html_()}<h2>Figures</h2>{drawn}
-<h2>Provenance</h2><details><summary>Spec, model, data, versions</summary><pre>{about}</pre></details></body></html>"""
-    return files.write_text(path, page)
 
 
 def _alt(figure: go.Figure) -> str:

@@ -43,10 +43,7 @@ def patch_grid(result: Result) -> go.Figure:
     best = np.unravel_index(int(np.nanargmax(np.abs(flat.values))), flat.shape)
     alt = f"Heat map of {shown.attrs['long_name'].lower()} when {site} is replaced; the largest change is at row {rows[best[0]]}, {labels[best[1]]}."
     theme.finish(figure, f"{shown.attrs['long_name']} when {site} is replaced", alt, result.provenance)
-    if has_tokens:  # words stand upright under the axis, so the line of provenance goes below them
-        figure.layout.annotations[-1].update(yshift=-165)
-        figure.update_layout(height=theme.HEIGHT + 80, margin={"b": 185}).update_xaxes(tickangle=-90, tickfont={"size": 13})
-    return figure
+    return theme.below_tokens(figure) if has_tokens else figure
 
 
 def _labels(result: Result, across: str, flat: xr.DataArray) -> list[str]:

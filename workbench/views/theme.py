@@ -38,9 +38,25 @@ def finish(figure: go.Figure, title: str, alt: str, provenance: Provenance) -> g
     return figure
 
 
+def below_tokens(figure: go.Figure) -> go.Figure:
+    """Room for words that stand upright under the horizontal axis: the line of provenance goes below them."""
+    figure.layout.annotations[-1].update(yshift=-165)
+    return figure.update_layout(height=HEIGHT + 80, margin={"b": 185}).update_xaxes(tickangle=-90, tickfont={"size": 13})
+
+
 def signed_limits(values: object) -> dict[str, float]:
     """Arguments for a heat map whose zero is the middle of the scale."""
     import numpy as np
 
     top = float(np.nanmax(np.abs(np.asarray(values, float)))) or 1.0
     return {"zmin": -top, "zmax": top, "zmid": 0.0}
+
+
+def on_any_paper(figure: go.Figure) -> go.Figure:
+    """A copy for a page whose background is not ours: transparent, as wide as its place, with a mid grey ink that reads on
+    light (4.5 : 1) and dark (4.6 : 1)."""
+    copy = go.Figure(figure)
+    lines = {"color": "#767676", "gridcolor": "rgba(128,128,128,.25)", "linecolor": "#767676"}
+    copy.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": "#767676"}, width=None, autosize=True)
+    copy.update_xaxes(**lines).update_yaxes(**lines)
+    return copy

@@ -1,0 +1,138 @@
+"""A real JupyterLab for tests: started on loopback with a token, driven by Chromium, with everything it asks for written down."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from browser import page, require_browser
+
+TOKEN = "test-token"
+PICTURES = os.environ.get("WORKBENCH_PICTURES")  # a folder: screenshots are kept there
+
+
+@dataclass
+class Lab:
+    """A running server. root: its folder of notebooks."""
+
+    port: int
+    root: Path
+
+    def write(self, name: str, cells: Sequence[str]) -> None:
+        """A notebook of code cells without outputs."""
+        listed = [{"cell_type": "code", "id": f"c{i}", "metadata": {}, "execution_count": None, "outputs": [], "source": s.strip()} for i, s in enumerate(cells)]
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        (self.root / f"{name}.ipynb").write_text(json.dumps({"cells": listed, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+
+    def stop_kernels(self) -> None:
+        """End every session, so that a notebook opened next finds a kernel that knows none of its widgets."""
+        for session in json.load(self._ask("api/sessions")):
+            self._ask(f"api/sessions/{session['id']}", "DELETE")
+
+    def _ask(self, path: str, method: str = "GET") -> object:
+        return urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/{path}?token={TOKEN}", method=method), timeout=20)
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.port}/lab/tree/{name}.ipynb?token={TOKEN}&reset"
+
+
+@contextlib.contextmanager
+def running_lab(root: Path) -> Iterator[Lab]:
+    """JupyterLab in `root`; it and its kernels end with the block."""
+    require_browser()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", f"--notebook-dir={root}", f"--IdentityProvider.token={TOKEN}", "--allow-root"]
+    command += ["--LabApp.expose_app_in_browser=True"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "JUPYTER_CONFIG_DIR": str(root / ".config"), "JUPYTER_DATA_DIR": str(root / ".data"), "WORKBENCH_CACHE": str(root / ".cache")}
+    quiet = root / ".config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    log = root / "server.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+        try:
+            for _ in range(480):
+                assert server.poll() is None, log.read_text()[-2000:]
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={TOKEN}", timeout=2)
+                    break
+                time.sleep(0.25)
+            else:
+                raise AssertionError(log.read_text()[-2000:])
+            yield Lab(port, root)
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+@dataclass
+class Notebook:
+    """A notebook open in the browser, its cells, and what went wrong. errors: console errors. outside: requests that left this machine."""
+
+    tab: object
+    errors: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+    def run(self, cell: int, timeout: float = 120) -> None:
+        """Run one cell (numbered from 0) and wait until it has finished; an error output fails the test."""
+        self.tab.locator(".jp-CodeCell").nth(cell).locator(".cm-content").click()
+        self.tab.keyboard.press("Shift+Enter")
+        prompt = self.tab.locator(".jp-CodeCell").nth(cell).locator(".jp-InputPrompt")
+        deadline = time.monotonic() + timeout
+        while not prompt.inner_text().strip(" []:").isdigit():
+            assert time.monotonic() < deadline, f"cell {cell} did not finish in {timeout} s"
+            self.tab.wait_for_timeout(100)
+        failed = self.tab.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
+        assert failed.count() == 0, failed.first.inner_text()[-1500:]
+
+    def output(self, cell: int) -> object:
+        """Locator of a cell's outputs."""
+        return self.tab.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-child").first
+
+    def save(self) -> None:
+        self.tab.keyboard.press("Escape")
+        self.tab.keyboard.press("Control+s")
+        self.tab.wait_for_timeout(1500)
+
+    def picture(self, name: str, cell: int | None = None) -> None:
+        """A screenshot of the page or of one cell's live output, kept only where WORKBENCH_PICTURES names a folder."""
+        if PICTURES:
+            target = self.tab if cell is None else self.output(cell)
+            target.screenshot(path=str(Path(PICTURES) / f"{name}.png"))
+
+    def quiet(self) -> None:
+        """Fails if the console showed an error, a request left the machine, or a widget could not be shown."""
+        assert self.errors == []
+        assert self.outside == []
+        assert self.tab.locator("text=/Error displaying widget|Error creating widget|Traceback/").count() == 0
+
+
+@contextlib.contextmanager
+def notebook(lab: Lab, name: str, *, dark: bool = False, size: tuple[int, int] = (1400, 1800)) -> Iterator[Notebook]:
+    """Open a notebook of the lab in a real browser, kernel idle."""
+    with page(color_scheme="dark" if dark else "light") as tab:
+        found = Notebook(tab)
+        tab.on("console", lambda m: found.errors.append(m.text) if m.type == "error" and not _harmless(m.text) else None)
+        tab.on("pageerror", lambda e: found.errors.append(str(e)))
+        tab.on("request", lambda r: found.outside.append(r.url) if not r.url.startswith((f"http://127.0.0.1:{lab.port}", f"ws://127.0.0.1:{lab.port}", "data:", "blob:")) else None)
+        tab.set_viewport_size({"width": size[0], "height": size[1]})
+        tab.goto(lab.url(name))
+        tab.wait_for_selector("text=/\\| Idle/", timeout=120_000)
+        if dark:
+            tab.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+            tab.wait_for_selector("body[data-jp-theme-light='false']", state="attached", timeout=20_000)
+        yield found
+
+
+def _harmless(text: str) -> bool:
+    """What a plain JupyterLab says in an empty folder, with no panel in sight."""
+    return any(known in text for known in ("404 (Not Found)", "favicon", "workspaces", "ResizeObserver loop"))

@@ -10,7 +10,7 @@ from models.families import GPT2, NO_SPECIAL
 
 from workbench.core.progress import Cancelled, Progress
 from workbench.models.model import hash_weights
-from workbench.training.language_model import TrainSpec, _parameter_groups, train
+from workbench.training.language_model import TrainSpec, parameter_groups, train
 
 SHORT = TrainSpec(steps=12, batch_size=4, length=8, warmup_steps=2)
 
@@ -119,7 +119,7 @@ def test_a_cancelled_training_keeps_the_last_finished_step():
 
 def test_decay_is_on_matrices_only():
     model = fresh()
-    decayed, kept = _parameter_groups(model, 0.3)
+    decayed, kept = parameter_groups(model, 0.3)
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
     assert {p.ndim for p in decayed["params"]} == {2}
     assert {p.ndim for p in kept["params"]} == {1}

@@ -49,10 +49,31 @@ def load(name: str | ModelSpec | nn.Module = "organism:attention-sink", *, token
         return _load(name, tokenizer, options)
 
 
+def read_module(name: str | ModelSpec, *, tokenizer: Any = None, **options: Any) -> tuple[Any, Any]:
+    """The Hugging Face module and tokenizer that `load` would wrap, not wrapped: what training works on.
+
+    Args and errors as for `load`. To analyse what came of it, `load(copy.deepcopy(module), tokenizer=tokenizer)`: wrapping
+    changes the module it is given.
+
+    Returns:
+        (module in eval mode with eager attention, tokenizer or None).
+    """
+    with torch.random.fork_rng():
+        spec = (name if isinstance(name, ModelSpec) else ModelSpec(name=name)).replace(**options)
+        module, found, *_ = _unwrapped(spec, tokenizer)
+    return module.eval(), found
+
+
 def _load(name: str | ModelSpec | nn.Module, tokenizer: Any, options: dict[str, Any]) -> Model:
     if isinstance(name, nn.Module):
         return _from_memory(name, tokenizer, options)
     spec = (name if isinstance(name, ModelSpec) else ModelSpec(name=name)).replace(**options)
+    module, tokenizer, spec, label, about = _unwrapped(spec, tokenizer)
+    return _wrap(module, spec, label, tokenizer, about)
+
+
+def _unwrapped(spec: ModelSpec, tokenizer: Any) -> tuple[nn.Module, Any, ModelSpec, str, dict[str, Any]]:
+    """Module, tokenizer or None, spec with its device settled, label for people, and what provenance should keep."""
     spec = replace(spec, device=_resolve_device(spec.device))
     source, label, about = _locate(spec)
     if (Path(source) / "adapter_config.json").is_file():
@@ -61,7 +82,7 @@ def _load(name: str | ModelSpec | nn.Module, tokenizer: Any, options: dict[str, 
         module, tokenizer_source = _read(source, spec), source
     if tokenizer is None:
         tokenizer = _read_tokenizer(tokenizer_source, spec)
-    return _wrap(module, spec, label, tokenizer or None, about)
+    return module, tokenizer or None, spec, label, about
 
 
 def _from_memory(module: Any, tokenizer: Any, options: dict[str, Any]) -> Model:

@@ -101,6 +101,7 @@ def build(name: str, out: Path | str | None = None, progress: Progress = SILENT)
 def _card(entry: Organism, built: Built, table: ClaimsTable) -> str:
     """The organism's README, from what was just trained and measured."""
     n_parameters = sum(p.numel() for p in built.module.parameters())
+    dtype = str(next(built.module.parameters()).dtype).removeprefix("torch.")
     curve = built.log.iloc[[i for i in range(len(built.log)) if i % max(1, len(built.log) // 8) == 0] + [len(built.log) - 1]]
     curve_rows = "\n".join(f"| {int(r.step)} | {r.loss:.3f} |" for r in curve.drop_duplicates("step").itertuples())
     behaviour = "\n".join(
@@ -111,7 +112,7 @@ def _card(entry: Organism, built: Built, table: ClaimsTable) -> str:
 {entry.summary}
 
 Made by `workbench organisms build {entry.name}`; `workbench organisms verify {entry.name}` measures it again.
-{n_parameters:,} parameters, float32, safetensors; Apache-2.0 like the project, and trained only on text the project generates.
+{n_parameters:,} parameters, {dtype}, safetensors; Apache-2.0 like the project, and trained only on text the project generates.
 
 ## Behaviour
 

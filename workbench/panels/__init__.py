@@ -7,7 +7,19 @@ function behind it that works in a script, a `table()`, and `save("x.html")`.
 import importlib
 from typing import Any
 
-_HOMES = {"Lens": "lens"}
+_HOMES = {
+    "Tokens": "tokens",
+    "Attention": "attention",
+    "Lens": "lens",
+    "Attribution": "attribution",
+    "Patching": "patching",
+    "Ablation": "ablation",
+    "Steering": "steering",
+    "CircuitGraph": "circuit_graph",
+    "TwoCheckpoints": "two_checkpoints",
+    "Cache": "cache",
+    "run": "run_method",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,17 +33,19 @@ class TrainSpec(Spec):
     seed: int = param(0, "draws the batches and the initial weights", ge=0)
 
 
-def _schedule(spec: TrainSpec) -> Callable[[int], float]:
-    fall = max(1.0, spec.decay_share * spec.steps)
+def schedule(steps: int, warmup_steps: int, decay_share: float) -> Callable[[int], float]:
+    """Factor on the learning rate by step: linear warm-up, constant, linear decay to 2 % over the last share of the steps."""
+    fall = max(1.0, decay_share * steps)
 
     def factor(step: int) -> float:
-        up = min(1.0, (step + 1) / max(1, spec.warmup_steps))
-        return up * max(0.02, min(1.0, (spec.steps - step) / fall))
+        up = min(1.0, (step + 1) / max(1, warmup_steps))
+        return up * max(0.02, min(1.0, (steps - step) / fall))
 
     return factor
 
 
-def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> Iterator[dict[str, Any]]:
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> Iterator[dict[str, Any]]:
+    """Groups for AdamW of what requires a gradient: decay on matrices, none on gains and biases."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     yield {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay}
     yield {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
@@ -75,8 +77,8 @@ def train(
     """
     rng = np.random.default_rng(spec.seed)
     device = next(model.parameters()).device
-    optimiser = torch.optim.AdamW(_parameter_groups(model, spec.weight_decay), lr=spec.lr, betas=(0.9, spec.beta2))
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, _schedule(spec))
+    optimiser = torch.optim.AdamW(parameter_groups(model, spec.weight_decay), lr=spec.lr, betas=(0.9, spec.beta2))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule(spec.steps, spec.warmup_steps, spec.decay_share))
     rows, losses = [], []
     model.train()
     try:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from benchmarks.shapes import model_of, prompts
+from benchmarks.shapes import SHAPES, model_of, prompts
 from transformer_lens import patching
 
 from workbench.primitives import metrics, sweeps
@@ -65,6 +65,41 @@ def test_resid_pre_sweep(benchmark, shape, n_pos):
         device=model.device, theirs_s=round(their_seconds, 2), ours_s=round(seconds, 2), ratio=round(their_seconds / seconds, 1),
         over_causal_bound=round(seconds / bound, 2), max_difference=difference,
     )  # fmt: skip
+    print(f"\n{shape} {n_pos} tokens: {benchmark.extra_info}")
+
+
+@pytest.mark.parametrize(("shape", "n_pos"), CASES, ids=[f"{s}-{n}" for s, n in CASES])
+def test_resid_pre_sweep_beside_nnsight(benchmark, shape, n_pos):
+    """The same cells with nnsight, where it is installed (pip install nnsight): one trace a cell on the bare Hugging Face module."""
+    nnsight = pytest.importorskip("nnsight", reason="nnsight is not installed: pip install nnsight compares with it")
+    model, (clean, corrupted) = model_of(shape), prompts(1, n_pos)
+    metric = metrics.logit_diff([7], [8])
+    torch.manual_seed(0)
+    theirs = nnsight.NNsight(SHAPES[shape]().eval().to(model.device))  # the weights of model_of: same seed
+    blocks = theirs.transformer.h if shape == "gpt2" else theirs.model.layers
+    clean_resid = []
+    with torch.no_grad(), theirs.trace(clean.to(model.device)):
+        for block in blocks:
+            clean_resid.append(block.input.save())
+    rng = np.random.default_rng(0)
+    chosen = rng.choice(model.n_layers * n_pos, 24, replace=False)
+    found = np.zeros(len(chosen))
+
+    def run_theirs():
+        for i, cell in enumerate(chosen):
+            layer, pos = int(cell) // n_pos, int(cell) % n_pos
+            with torch.no_grad(), theirs.trace(corrupted.to(model.device)):
+                blocks[layer].input[:, pos] = clean_resid[layer][:, pos]
+                logits = theirs.lm_head.output.save()
+            found[i] = float(metric(logits)[0])
+
+    their_seconds = timed(run_theirs) * model.n_layers * n_pos / len(chosen)
+    result = benchmark.pedantic(lambda: sweeps.denoise(model, clean, corrupted, metric, site="resid_pre"), rounds=5, warmup_rounds=1)
+    ours = result.data["value"].isel(example=0).values[chosen // n_pos, chosen % n_pos]
+    difference = float(np.abs(ours - found).max())
+    assert difference < 1e-3
+    seconds = benchmark.stats.stats.median
+    benchmark.extra_info.update(device=model.device, nnsight_s=round(their_seconds, 2), ours_s=round(seconds, 2), ratio=round(their_seconds / seconds, 1), max_difference=difference)
     print(f"\n{shape} {n_pos} tokens: {benchmark.extra_info}")
 
 

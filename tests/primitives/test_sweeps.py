@@ -13,7 +13,7 @@ from workbench.core.errors import BadData, NoRoom, UnknownSite, UnsupportedModel
 from workbench.core.progress import Progress
 from workbench.models import load
 from workbench.models.resumed import BaseRun
-from workbench.primitives import metrics, sweep_plan, sweeps
+from workbench.primitives import metrics, sweep_plan, sweep_sources, sweeps
 from workbench.primitives.sweep_plan import plan
 from workbench.primitives.sweeps import FromRun, MeanOver, Resample, Zero, denoise, noise, sweep
 
@@ -157,7 +157,7 @@ def test_other_sources_equal_a_plain_hook(models, pair, family, source):
     model, base = models[family], pair[1]
     source = MeanOver(pair[0]) if source == "mean" else source
     result = sweep(model, base, source, METRIC, site="z", axes=("pos", "unit"), layers=[1], positions=[2, -1], units=[1])
-    values = sweeps._source_values(model, base, source, "z", [1])[0][1]
+    values = sweep_sources.source_values(model, base, source, "z", [1])[0][1]
     if isinstance(source, MeanOver):
         torch.testing.assert_close(values[0, 0], sweep_plan.read_site(model, pair[0], "z", [1])[0][1].mean((0, 1)))
     for pos in (2, N_POS - 1):

@@ -13,6 +13,7 @@ import torch
 from workbench.core.errors import BadData
 
 Rows = Sequence[Sequence[int]]
+Prompts = torch.Tensor | Rows  # [example, pos] tokens, or rows of token ids of any lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,3 +83,18 @@ def batches(rows: Rows, batch_size: int, *, pad_id: int = 0, equal_lengths: bool
         for start in range(0, len(members), batch_size):
             chosen = members[start : start + batch_size]
             yield pad([rows[i] for i in chosen], pad_id, side, chosen)
+
+
+def by_length(prompts: Prompts) -> list[Batch]:
+    """Prompts in sets of one length, shortest first; nothing is padded, and `Batch.index` says which prompts each set has.
+
+    Raises:
+        BadData: on no prompts, an empty one, or a tensor that is not [example, pos].
+    """
+    if isinstance(prompts, torch.Tensor):
+        if prompts.ndim != 2 or prompts.numel() == 0:
+            raise BadData(f"prompts must be [example, pos] tokens or rows of token ids, got a tensor of shape {tuple(prompts.shape)}")
+        return [Batch(prompts, torch.ones_like(prompts, dtype=torch.bool), torch.arange(len(prompts)))]
+    if not len(prompts):
+        raise BadData("there are no prompts; give at least one row of token ids")
+    return sorted(batches(prompts, len(prompts)), key=lambda batch: batch.tokens.shape[1])

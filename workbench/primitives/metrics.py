@@ -7,8 +7,9 @@ Cost: a softmax over the vocabulary at most.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from workbench.core.errors import BadData, DegenerateBaseline
@@ -38,6 +39,13 @@ class Metric:
         """
         example = torch.arange(len(logits), device=logits.device) if example is None else example
         return self.at_read(logits if self.positions is None else logits[:, list(self.positions)], example)
+
+    def of(self, index: Sequence[int] | np.ndarray) -> "Metric":
+        """The same metric for some of its examples, renumbered from 0. index: [example] their numbers here."""
+        chosen, compute = torch.as_tensor(np.asarray(index), dtype=torch.long), self.compute
+        if self.n_examples is not None and len(chosen) and int(chosen.max()) >= self.n_examples:
+            raise BadData(f"metric {self.name} was made for {self.n_examples} examples, and example {int(chosen.max())} was asked for")
+        return replace(self, compute=lambda logits, example: compute(logits, chosen.to(example.device)[example]), n_examples=len(chosen))
 
     def at_read(self, logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
         """[row, read_pos, d_vocab] logits at the read positions only -> [row], float32.
@@ -91,23 +99,26 @@ def answer_loss(answers: Ids, pos: int = -1) -> Metric:
     return Metric("loss", "nats", compute, (pos,), len(right))
 
 
-def sequence_loss(tokens: torch.Tensor) -> Metric:
-    """Mean next-token loss over a whole row, in nats. tokens: [example, pos]; all rows of one length."""
+def sequence_loss(tokens: torch.Tensor | Sequence[Sequence[int]]) -> Metric:
+    """Mean next-token loss over a whole row, in nats. tokens: [example, pos], or rows of any lengths from 2."""
+    if any(len(row) < 2 for row in tokens):
+        raise BadData("a loss over a row needs at least two tokens, one to read and one to predict")
+    rows = [torch.as_tensor(row, dtype=torch.long) for row in tokens]
 
     def compute(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-        targets = tokens.to(logits.device)[example][:, 1:]
+        targets = torch.stack([rows[int(i)] for i in example]).to(logits.device)[:, 1:]
         return -logits[:, :-1].log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1).mean(-1)
 
-    return Metric("loss", "nats", compute, None, len(tokens))
+    return Metric("loss", "nats", compute, None, len(rows))
 
 
-def kl_div(reference: torch.Tensor, pos: int = -1) -> Metric:
+def kl_div(reference: torch.Tensor | Sequence[torch.Tensor], pos: int = -1) -> Metric:
     """KL(reference || run) of the next-token distributions at `pos`, in nats; 0 where they agree.
 
     Args:
-        reference: [example, pos, d_vocab] logits of the reference run, whole rows.
+        reference: [example, pos, d_vocab] logits of the reference run, or one [pos, d_vocab] per row.
     """
-    log_p = reference[:, pos].float().log_softmax(-1)
+    log_p = torch.stack([row[pos] for row in reference]).float().log_softmax(-1)
 
     def compute(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
         p = log_p.to(logits.device)[example]

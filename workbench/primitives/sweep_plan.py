@@ -18,6 +18,7 @@ from workbench.core.hooks import SITES
 from workbench.models import memory
 from workbench.models.model import Hook, Model
 from workbench.models.resumed import BaseRun
+from workbench.models.tokens import Batch, Prompts, by_length
 
 from .ablation import UNITS
 from .metrics import Metric
@@ -122,6 +123,27 @@ def settle(model: Model, base: torch.Tensor, site: str, axes: Sequence[Axis], la
     return Job(site, tuple(axes), chosen, where, which, len(base), n_pos)
 
 
+def settle_all(model: Model, parts: Sequence[Batch], site: str, axes: Sequence[Axis], layers: Any, positions: Sequence[int] | None, units: Any) -> list[Job]:
+    """`settle` for prompts in sets of one length.
+
+    Raises:
+        BadData: if lengths differ and positions count partly from the beginning and partly from the end, or a length has
+            none of them.
+    """
+    if positions is None or len(parts) == 1:
+        return [settle(model, part.tokens, site, axes, layers, positions, units) for part in parts]
+    if min(positions) < 0 <= max(positions):
+        raise BadData(f"prompts of {len(parts)} lengths line up at their beginnings or at their ends, not both: give positions of one sign, got {list(positions)[:8]}")
+    jobs = []
+    for part in parts:
+        n_pos = part.tokens.shape[1]
+        here = [p for p in positions if -n_pos <= p < n_pos]
+        if not here:
+            raise BadData(f"prompts of {n_pos} tokens have none of the positions asked for ({list(positions)[:8]}); leave them out")
+        jobs.append(settle(model, part.tokens, site, axes, layers, here, units))
+    return jobs
+
+
 def _n_units(model: Model, base: torch.Tensor, site: str) -> int:
     """Heads or neurons of a site, read off the tensor itself: some adapters record another MLP width than there is."""
     value = read_site(model, base[:1, :1], site, (0,))[0][0]
@@ -193,7 +215,7 @@ def row_bytes(model: Model, n_pos: int, n_read: int) -> int:
 
 def plan(
     model: Model,
-    base: torch.Tensor,
+    base: Prompts,
     metric: Metric,
     *,
     site: str,
@@ -206,11 +228,13 @@ def plan(
 ) -> Plan:
     """What `sweep` with the same arguments will cost: forwards, rows, work, memory, seconds.
 
-    With `probe`, one pass over `base` and four short timed passes of two and eight rows are run for it.
+    With `probe`, one pass over `base` and four short timed passes of two and eight rows are run for it, for each length.
     """
-    job = settle(model, base, site, axes, layers, positions, units)
-    run = BaseRun(model, base) if probe else None
-    return plan_job(model, job, metric, run, budget_bytes)
+    parts = by_length(base)
+    jobs = settle_all(model, parts, site, axes, layers, positions, units)
+    plans = [plan_job(model, job, metric, BaseRun(model, part.tokens) if probe else None, budget_bytes) for part, job in zip(parts, jobs, strict=True)]
+    sums = {name: sum(getattr(p, name) for p in plans) for name in ("n_cells", "token_blocks", "plain_token_blocks", "seconds")}
+    return Plan(tuple(g for p in plans for g in p.groups), peak_bytes=max(p.peak_bytes for p in plans), **sums)
 
 
 def plan_job(model: Model, job: Job, metric: Metric, run: BaseRun | None, budget_bytes: float | None) -> Plan:

@@ -11,7 +11,6 @@ Cost: `plan` (primitives/sweep_plan.py) tells before anything runs. Source of th
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,63 +24,15 @@ from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.models.model import Hook, Model
 from workbench.models.resumed import BaseRun
+from workbench.models.tokens import Batch, Prompts, by_length
 
 from .metrics import Metric
-from .sweep_plan import Axis, Group, Job, plan_job, read_site, settle
+from .sweep_plan import Axis, Group, Job, plan_job, settle_all
+from .sweep_sources import FromRun, MeanOver, Resample, Source, Zero, source_of, source_values
+
+__all__ = ["FromRun", "MeanOver", "Resample", "Source", "Zero", "denoise", "noise", "sweep"]
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # largest |short - plain| of the checked cells; half precision: 5e-2
-
-
-# ---- what is put in ----
-
-
-@dataclass(frozen=True, eq=False)
-class FromRun:
-    """The same place in a run of other tokens, [example, pos], aligned with the base."""
-
-    tokens: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Zero:
-    """Zero."""
-
-
-@dataclass(frozen=True, eq=False)
-class MeanOver:
-    """The mean of the site over examples and positions of a reference set, [row, pos] tokens."""
-
-    tokens: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Resample:
-    """The same place in another example of the base, drawn by `seed` so that no example is its own source."""
-
-    seed: int = 0
-
-
-Source = FromRun | Zero | MeanOver | Resample
-
-
-def _source_values(model: Model, base: torch.Tensor, source: Source, site: str, layers: Sequence[int]) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
-    """{layer: tensor shaped like the site in a run of `base`} to copy cells from, and the source run's logits if it is one."""
-    if isinstance(source, Resample):
-        if len(base) < 2:
-            raise BadData("resampling takes another example as source, and there is only one; give several, or FromRun")
-        shift = 1 + int(torch.randint(len(base) - 1, (1,), generator=torch.Generator().manual_seed(source.seed)))
-        source = FromRun(base.roll(shift, 0))
-    if isinstance(source, FromRun):
-        if source.tokens.shape != base.shape:
-            raise BadData(f"source tokens have shape {tuple(source.tokens.shape)} and the base {tuple(base.shape)}; a patch needs aligned tokens")
-        return read_site(model, source.tokens, site, layers)
-    if isinstance(source, MeanOver) and "query_pos" in SITES[site].dims:
-        raise BadData(f"a mean over positions of {site} mixes queries that see different keys; sweep z, or use FromRun")
-    like, _ = read_site(model, base, site, layers)
-    if isinstance(source, Zero):
-        return {layer: torch.zeros_like(value) for layer, value in like.items()}, None
-    means, _ = read_site(model, source.tokens, site, layers)
-    return {layer: means[layer].float().mean((0, 1)).to(value.dtype).expand_as(value) for layer, value in like.items()}, None
 
 
 # ---- the sweep ----
@@ -89,7 +40,7 @@ def _source_values(model: Model, base: torch.Tensor, source: Source, site: str, 
 
 def sweep(
     model: Model,
-    base: torch.Tensor,
+    base: Prompts,
     source: Source,
     metric: Metric,
     *,
@@ -108,65 +59,106 @@ def sweep(
 
     Args:
         model: a causal language model (others run the plain way).
-        base: [example, pos] tokens of the run that is patched; examples have one length.
+        base: tokens of the run that is patched: [example, pos], or rows of any lengths, which are swept a length at a time.
         source: what is put in: FromRun(tokens), Zero(), MeanOver(tokens), Resample(seed).
         metric: made for these examples (primitives.metrics).
         site: a per-layer site of core.hooks.SITES.
         axes: ("pos",) every position, all units of it at once; ("unit",) every head or neuron, at all positions at once;
             ("pos", "unit") both. Layers are always an axis.
-        layers, positions, units: which; all if not given. Negative positions count from the end.
+        layers, positions, units: which; all if not given. Negative positions count from the end of each example: with rows
+            of unequal length the axis then lines them up at their ends, and at their beginnings otherwise.
         budget_bytes: most memory for rows in flight; half of what is free if not given.
-        n_check: how many random cells are also run the plain way.
+        n_check: how many random cells (of each length) are also run the plain way.
         seed: draws those cells.
         progress: per forward; a cancelled sweep returns what it has, marked partial, nan elsewhere.
         resume: a partial Result of the same call, whose finished cells are not run again.
 
     Returns:
-        Result whose data has `value` [layer, (pos), (head | kv_head | neuron), example] in the metric's unit,
-        `base_value` [example], `source_value` [example] for FromRun, and attrs `check_max_abs_diff`, `engine`.
+        Result whose data has `value` [layer, (pos), (head | kv_head | neuron), example] in the metric's unit, nan past the end
+        of a shorter example, `base_value` [example], `source_value` [example] for FromRun, and attrs `check_max_abs_diff`,
+        `engine`.
 
     Raises:
         UnknownSite, BadData, NoRoom, UnsupportedModel: before anything is swept.
     """
     started = time.monotonic()
-    job = settle(model, base, site, axes, layers, positions, units)
-    base = base.to(model.device)
+    parts = by_length(base)
+    sources = [source_of(source, part, base) for part in parts]
+    jobs = settle_all(model, parts, site, axes, layers, positions, units)
+    settings = {"site": site, "axes": list(axes), "metric": metric.name, "source": type(source).__name__, "layers": list(jobs[0].layers), "positions": _asked(jobs, positions), "seed": seed}
+    digest = _digest([part.tokens for part in parts])
+    longest = {"n_examples": len(base), "n_pos": jobs[-1].n_pos, "base": digest}
+    provenance = Provenance.start("sweep", settings, seed, model=model.provenance(), data=longest)
+    taken = None if resume is None else _values_of(resume, provenance)
     warnings: list[str] = []
-    values, source_logits = _source_values(model, base, source, site, job.layers)
+    found: list[xr.Dataset] = []
+    partial = False
+    total = sum(job.n_examples * job.n_pos**2 for job in jobs)
+    before = 0
+    for part, given, job in zip(parts, sources, jobs, strict=True):
+        share = _Share(progress, before, job.n_examples * job.n_pos**2, total) if len(parts) > 1 else progress
+        data, partial = _one_length(model, part, given, metric.of(part.index), job, taken, budget_bytes, n_check, seed, share, warnings)
+        from_end = len(parts) > 1 and positions is not None and "pos" in job.axes and min(positions) < 0
+        found.append(data.assign_coords(pos=data.pos - job.n_pos) if from_end else data)
+        before += job.n_examples * job.n_pos**2
+        if partial:
+            break
+    data = found[0] if len(parts) == 1 else _joined(found, len(base))
+    moved = np.abs(data["value"].values - data["base_value"].values)
+    if not partial and float(np.nanmax(moved)) == 0:
+        warnings.append(f"replacing {site} moved the metric in no cell: source and base agree there, or nothing downstream reads it")
+    return Result(provenance.finish(started), data, partial=partial, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _one_length(
+    model: Model,
+    part: Batch,
+    source: Source,
+    metric: Metric,
+    job: Job,
+    taken: xr.DataArray | None,
+    budget_bytes: float | None,
+    n_check: int,
+    seed: int,
+    progress: Progress,
+    warnings: list[str],
+) -> tuple[xr.Dataset, bool]:
+    """The sweep of examples of one length, and whether it was cancelled before its end."""
+    base = part.tokens.to(model.device)
+    values, source_logits = source_values(model, base, source, job.site, job.layers)
     run, base_logits = _base_run(model, base, warnings)
-    settings = {"site": site, "axes": list(axes), "metric": metric.name, "source": type(source).__name__, "layers": list(job.layers), "positions": list(job.positions), "seed": seed}
-    provenance = Provenance.start("sweep", settings, seed, model=model.provenance(), data={"n_examples": len(base), "n_pos": job.n_pos, "base": _digest(base)})
-    data = _empty(model, job, metric, base)
+    data = _empty(model, job, metric, base, part.index.numpy())
     data["base_value"].values[:] = metric(base_logits, torch.arange(len(base), device=base.device)).cpu().numpy()
     if isinstance(source, FromRun):
         assert source_logits is not None
         data["source_value"] = ("example", metric(source_logits).cpu().numpy(), data["base_value"].attrs)
     cells = _Cells(model, job, metric, values, base, run, data["base_value"].values)
     cells.choose_engine(n_check, seed, data, warnings)
-    if resume is not None:
-        _take_over(data, resume, provenance)
+    if taken is not None:
+        there = taken
+        if "pos" in there.dims:  # numbered from the end, or from the beginning and past this length's end
+            there = there.isel(pos=(there.pos.values >= -job.n_pos) & (there.pos.values < job.n_pos))
+            there = there.assign_coords(pos=there.pos % job.n_pos)
+        data["value"].values[:] = there.reindex_like(data["value"]).transpose(*data["value"].dims).values
     groups = plan_job(model, job, metric, run, budget_bytes).groups
-    partial = False
     try:
         for done, group in enumerate(groups):
-            progress.update(done, len(groups), f"{site}, positions from {group.start}")
+            progress.update(done, len(groups), f"{job.site}, positions from {group.start}")
             where = _index(job, data, group)
             if np.isnan(data["value"].values[where]).any():
                 data["value"].values[where] = cells.measure(group)
         progress.update(len(groups), len(groups), "done")
     except Cancelled:
-        partial = bool(np.isnan(data["value"].values).any())  # cancelled after the last forward, nothing is missing
-    if not partial and float(np.abs(data["value"].values - data["base_value"].values).max()) == 0:
-        warnings.append(f"replacing {site} moved the metric in no cell: source and base agree there, or nothing downstream reads it")
-    return Result(provenance.finish(started), data, partial=partial, warnings=tuple(warnings))
+        return data, bool(np.isnan(data["value"].values).any())  # cancelled after the last forward, nothing is missing
+    return data, False
 
 
-def denoise(model: Model, clean: torch.Tensor, corrupted: torch.Tensor, metric: Metric, **options: Any) -> Result:
+def denoise(model: Model, clean: Prompts, corrupted: Prompts, metric: Metric, **options: Any) -> Result:
     """Patch the clean run into the corrupted one: which places suffice to restore the behaviour. Options as `sweep`."""
     return sweep(model, corrupted, FromRun(clean), metric, **options)
 
 
-def noise(model: Model, clean: torch.Tensor, corrupted: torch.Tensor, metric: Metric, **options: Any) -> Result:
+def noise(model: Model, clean: Prompts, corrupted: Prompts, metric: Metric, **options: Any) -> Result:
     """Patch the corrupted run into the clean one: which places the behaviour needs. Options as `sweep`."""
     return sweep(model, clean, FromRun(corrupted), metric, **options)
 
@@ -180,13 +172,13 @@ def _base_run(model: Model, base: torch.Tensor, warnings: list[str]) -> tuple[Ba
         return None, model.forward(base)
 
 
-def _empty(model: Model, job: Job, metric: Metric, base: torch.Tensor) -> xr.Dataset:
+def _empty(model: Model, job: Job, metric: Metric, base: torch.Tensor, index: np.ndarray) -> xr.Dataset:
     sizes: dict[str, Any] = {"layer": list(job.layers)}
     if "pos" in job.axes:
         sizes["pos"] = list(job.positions)
     if "unit" in job.axes:
         sizes[job.unit_axis] = list(job.units)
-    sizes["example"] = list(range(job.n_examples))
+    sizes["example"] = index.tolist()
     coords: dict[str, Any] = dict(sizes)
     if "pos" in job.axes and job.n_examples == 1:
         coords["token"] = ("pos", [model.to_strings(base[0].tolist())[p] for p in job.positions])
@@ -210,18 +202,45 @@ def _index(job: Job, data: xr.Dataset, group: Group) -> tuple[np.ndarray, ...]:
     return (*index, group.cells[:, 2])
 
 
-def _digest(tokens: torch.Tensor) -> str:
+def _digest(tokens: Sequence[torch.Tensor]) -> str:
     import hashlib
 
-    return hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in tokens)).hexdigest()[:16]
 
 
-def _take_over(data: xr.Dataset, resume: Result, provenance: Provenance) -> None:
+# ---- prompts of several lengths ----
+
+
+def _asked(jobs: Sequence[Job], positions: Sequence[int] | None) -> list[int]:
+    return list(jobs[0].positions) if len(jobs) == 1 else list(range(jobs[-1].n_pos)) if positions is None else list(positions)
+
+
+def _joined(parts: Sequence[xr.Dataset], n_examples: int) -> xr.Dataset:
+    """Sweeps of several lengths as one, in the order of the examples; nan past an end and where nothing was run."""
+    parts = [part.drop_vars("token", errors="ignore") for part in parts]  # words name a position only where there is one prompt
+    data = xr.concat(parts, dim="example", join="outer", coords="minimal", combine_attrs="drop_conflicts").reindex(example=range(n_examples)).transpose(*parts[0]["value"].dims)
+    data.attrs["check_max_abs_diff"] = float(np.max([part.attrs["check_max_abs_diff"] for part in parts]))
+    data.attrs["engine"] = " and ".join(sorted({part.attrs["engine"] for part in parts}))
+    return data
+
+
+class _Share(Progress):
+    """The progress of one length as part of the whole, weighed by tokens x positions."""
+
+    def __init__(self, whole: Progress, before: int, size: int, total: int):
+        super().__init__()
+        self._whole, self._before, self._size, self._of = whole, before, size, total
+
+    def update(self, done: int, total: int, text: str = "") -> None:
+        self._whole.update(self._before + round(self._size * done / max(1, total)), self._of, text)
+
+
+def _values_of(resume: Result, provenance: Provenance) -> xr.DataArray:
     before = resume.provenance
     same = before.spec == provenance.spec and before.model.get("weights") == provenance.model.get("weights") and before.data == provenance.data
     if not same:
         raise BadData("the partial result is of another sweep, other weights or other tokens, so its cells cannot be reused")
-    data["value"].values[:] = resume.data["value"].values
+    return resume.data["value"]
 
 
 class _Cells:

@@ -74,8 +74,8 @@ def test_without_a_browser_everything_else_goes_on(tmp_path, figures, monkeypatc
 
 def test_a_hanging_browser_is_left(tmp_path, figures, monkeypatch):
     monkeypatch.setattr(images, "find_browser", lambda: "/bin/true")
-    monkeypatch.setattr(images.plotly.io, "write_images", lambda **_: __import__("time").sleep(1.0))
-    assert "took longer than 0 s" in images.write_pngs(figures, tmp_path, timeout=0.1)[1]
+    monkeypatch.setattr(images, "_draw", lambda *_: __import__("time").sleep(1.0))
+    assert "drawing first.png took longer than 0 s" in images.write_pngs(figures, tmp_path, timeout=0.1)[1]
 
 
 def test_claims_rows_are_what_the_page_shows(tmp_path, result):

@@ -153,3 +153,15 @@ def _check_one(subject: Any, claim: Claim) -> Line:
     if math.isnan(number):
         return Line(claim, math.nan, UNTESTED)
     return Line(claim, number, HOLDS if RELATIONS[claim.relation](number, claim.threshold) else FAILS)
+
+
+def read_verdicts(text: str) -> list[dict[str, str]]:
+    """What `ClaimsTable.verdicts` wrote, as rows of kind, text and verdict; lines of anything else are passed over."""
+    rows: list[dict[str, str]] = []
+    for line in text.splitlines():
+        kind, colon, statement = line.partition(": ")
+        if colon and kind in ("claim", "control"):
+            rows.append({"kind": kind, "text": statement, "verdict": ""})
+        elif line.startswith("    -> ") and rows:
+            rows[-1]["verdict"] = line.removeprefix("    -> ")
+    return rows

@@ -15,11 +15,16 @@ def _temporary(path: Path) -> Path:
 
 def write_text(path: Path | str, text: str) -> Path:
     """Write `text` as UTF-8; readers see the old file or the whole new one."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path | str, content: bytes) -> Path:
+    """Write bytes; readers see the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _temporary(path)
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

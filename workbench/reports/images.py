@@ -8,12 +8,14 @@ import atexit
 import base64
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLate
 from pathlib import Path
 
 import plotly.graph_objects as go
-import plotly.io
+
+from workbench.core import files
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -29,68 +31,61 @@ def find_browser() -> str | None:
     return next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
 
-def write_pngs(figures: dict[str, go.Figure], folder: Path | str, *, scale: float = 2.0, timeout: float = 120.0) -> tuple[list[Path], str]:
-    """Write NAME.png for every figure.
+_pool: ThreadPoolExecutor | None = None
+
+
+def pictures(figures: dict[str, go.Figure], forms: Sequence[str] = ("png",), *, scale: float = 2.0, timeout: float = 60.0) -> tuple[dict[tuple[str, str], bytes], str]:
+    """Figures as pictures, from a browser that stays open for the next call (2 s for the first picture, 0.2 s after).
 
     Args:
-        figures: {name: Figure}.
-        scale: pixels per layout unit.
-        timeout: seconds for all of them together.
+        figures: {name: Figure}. forms: of png, jpg, webp, svg, pdf. scale: pixels per layout unit, for pixel formats.
+        timeout: seconds for each picture.
 
     Returns:
-        The files written, and a sentence saying what went wrong, empty if nothing did.
+        {(name, form): file contents}, and a sentence saying what went wrong, empty if nothing did; what was drawn before is kept.
     """
+    global _pool
+    drawn: dict[tuple[str, str], bytes] = {}
+    if find_browser() is None:
+        return drawn, NO_BROWSER
+    if _pool is None:
+        _pool = ThreadPoolExecutor(1)  # kaleido's server takes one caller at a time
+        atexit.register(_close)
+    for name, figure in figures.items():
+        for form in forms:
+            waiting = _pool.submit(_draw, figure, form, scale if form in ("png", "jpg", "webp") else 1.0)
+            try:
+                drawn[name, form] = waiting.result(timeout)
+            except TooLate:
+                _pool = None  # its thread hangs; the next call gets another
+                return drawn, f"drawing {name}.{form} took longer than {timeout:.0f} s and was left"
+            except Exception as found:  # kaleido and its browser fail in many ways, none of which may cost the analysis
+                return drawn, f"drawing {name}.{form} failed: {type(found).__name__}: {str(found).splitlines()[0] if str(found) else ''}"
+    return drawn, ""
+
+
+def picture(figure: go.Figure, *, scale: float = 1.0) -> tuple[str, str]:
+    """One figure as PNG in base64, and a sentence saying what went wrong; one of the two is empty."""
+    drawn, problem = pictures({"figure": figure}, scale=scale)
+    return base64.b64encode(drawn["figure", "png"]).decode() if drawn else "", problem
+
+
+def write_pngs(figures: dict[str, go.Figure], folder: Path | str, *, scale: float = 2.0, timeout: float = 60.0) -> tuple[list[Path], str]:
+    """Write NAME.png for every figure. Returns the files written, and a sentence saying what went wrong, empty if nothing did."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not figures:
         return [], ""
-    if find_browser() is None:
-        return [], NO_BROWSER
-    wanted = [folder / f"{name}.png" for name in figures]
-    sizes = {"width": [f.layout.width for f in figures.values()], "height": [f.layout.height for f in figures.values()]}
-    pool = ThreadPoolExecutor(1)
-    try:
-        pool.submit(plotly.io.write_images, fig=list(figures.values()), file=[str(p) for p in wanted], scale=scale, **sizes).result(timeout)
-    except TooLate:
-        return [p for p in wanted if p.is_file()], f"drawing PNG took longer than {timeout:.0f} s and was left"
-    except Exception as found:  # kaleido and its browser fail in many ways, none of which may cost the analysis
-        return [p for p in wanted if p.is_file()], f"drawing PNG failed: {type(found).__name__}: {str(found).splitlines()[0] if str(found) else ''}"
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    return wanted, ""
+    drawn, problem = pictures(figures, scale=scale, timeout=timeout)
+    return [files.write_bytes(folder / f"{name}.png", content) for (name, _), content in drawn.items()], problem
 
 
-_pool: ThreadPoolExecutor | None = None
-
-
-def picture(figure: go.Figure, *, scale: float = 1.0, timeout: float = 30.0) -> tuple[str, str]:
-    """One figure as PNG, base64, from a browser that stays open for the next call (2 s for the first, 0.2 s after).
-
-    Returns:
-        The picture, and a sentence saying what went wrong; one of the two is empty.
-    """
-    global _pool
-    if find_browser() is None:
-        return "", NO_BROWSER
-    if _pool is None:
-        _pool = ThreadPoolExecutor(1)  # kaleido's server takes one caller at a time
-        atexit.register(_close)
-    waiting = _pool.submit(_draw, figure, scale)
-    try:
-        return base64.b64encode(waiting.result(timeout)).decode(), ""
-    except TooLate:
-        waiting.cancel()
-        return "", f"drawing PNG took longer than {timeout:.0f} s and was left"
-    except Exception as found:
-        return "", f"drawing PNG failed: {type(found).__name__}: {str(found).splitlines()[0] if str(found) else ''}"
-
-
-def _draw(figure: go.Figure, scale: float) -> bytes:
+def _draw(figure: go.Figure, form: str, scale: float) -> bytes:
     import kaleido
 
     kaleido.start_sync_server(n=1, silence_warnings=True)
     size = {"width": figure.layout.width or 960, "height": figure.layout.height or 560}
-    return kaleido.calc_fig_sync(figure.to_dict(), opts={"format": "png", "scale": scale, **size})
+    return kaleido.calc_fig_sync(figure.to_dict(), opts={"format": form, "scale": scale, **size})
 
 
 def _close() -> None:

@@ -18,7 +18,7 @@ from workbench.core.catalogue import PAPERS
 from workbench.core.claims import ClaimsTable
 from workbench.core.result import Result
 
-_STYLE = """
+STYLE = """
 :root{--ink:#1d1d1f;--paper:#fff;--soft:#6b6b70;--line:#ddd;--card:#f6f6f8}
 @media(prefers-color-scheme:dark){:root{--ink:#e8e8ea;--paper:#17181b;--soft:#a0a0a6;--line:#3a3b40;--card:#202226}}
 body{font:16px/1.5 Inter,Helvetica,Arial,sans-serif;color:var(--ink);background:var(--paper);max-width:1040px;margin:2em auto;padding:0 1em}
@@ -65,7 +65,7 @@ def _page(title: str, above: str, notices: Sequence[str], body: str, result: Res
     about = "" if result is None else html.escape(json.dumps(_shareable(result), indent=1))
     provenance = f"<h2>Provenance</h2><details><summary>Spec, model, data, versions</summary><pre>{about}</pre></details>" if about else ""
     return f"""<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
-<title>{title}</title><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>
+<title>{title}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
 <p class=soft>{html.escape(above)}</p><h1>{title}</h1><p class=soft>{short}</p>{notes}{body}{provenance}</body></html>"""
 
 

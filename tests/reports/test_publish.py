@@ -1,0 +1,72 @@
+"""Publishing: static pictures of bounded size, nothing alive left, the same bytes the second time, nothing written after an error."""
+
+import base64
+import json
+
+import nbformat
+import pytest
+from browser import require_browser
+from reports.test_documents import CLAIMS, FIGURE
+
+from workbench.core.errors import WorkbenchError
+from workbench.reports import images, publish
+
+new = nbformat.v4
+PANEL = "import ipywidgets\nfrom IPython.display import display\nslider = ipywidgets.IntSlider()\nslider"
+
+
+def notebook(tmp_path, *sources):
+    cells = [new.new_markdown_cell("# Toy"), *(new.new_code_cell(s) for s in sources)]
+    path = tmp_path / "toy.ipynb"
+    nbformat.write(new.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), path)
+    return path
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_figures_become_pictures_and_nothing_stays_alive(tmp_path):
+    require_browser()
+    path = notebook(tmp_path, FIGURE, CLAIMS, PANEL, "import sys; print('noise', file=sys.stderr)")
+    assert publish.publish(path) == ""
+    first = path.read_bytes()
+    book = json.loads(first)
+    left = json.dumps([c["outputs"] for c in book["cells"] if c["cell_type"] == "code"])
+    assert not any(word in left for word in ("vnd.plotly", "widget-view", "noise")) and "widgets" not in book["metadata"]
+    picture = book["cells"][1]["outputs"][0]["data"]
+    png = base64.b64decode(picture["image/png"])
+    assert png[:4] == b"\x89PNG" and len(png) <= publish.MAX_BYTES and "".join(picture["text/plain"]) == "a line"
+    assert "one is less than two" in json.dumps(book["cells"][2]["outputs"]) and book["cells"][3]["outputs"] == []
+    assert [c["execution_count"] for c in book["cells"] if c["cell_type"] == "code"] == [1, 2, 3, 4]
+    assert publish.publish(path) == "" and path.read_bytes() == first
+
+
+def test_a_failed_cell_leaves_the_file_as_it_was(tmp_path):
+    path = notebook(tmp_path, "1 + 1", "raise KeyError('gone')")
+    before = path.read_bytes()
+    with pytest.raises(WorkbenchError, match=r"cell 2 failed with KeyError: 'gone'"):
+        publish.publish(path)
+    assert path.read_bytes() == before
+
+
+def test_without_a_browser_the_rest_is_still_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "find_browser", lambda: None)
+    path = notebook(tmp_path, FIGURE, CLAIMS)
+    assert "needs Chromium" in publish.publish(path)
+    book = json.loads(path.read_text())
+    assert "image/png" not in json.dumps(book) and "a line" in json.dumps(book["cells"][1]["outputs"]) and "one is less" in json.dumps(book["cells"][2]["outputs"])
+
+
+def test_a_picture_too_large_is_made_smaller(monkeypatch):
+    import plotly.graph_objects as go
+
+    asked = []
+
+    def fake(figures, forms=("png",), *, scale):
+        asked.append(scale)
+        return {("figure", "png"): b"x" * int(100_000 * scale)}, ""
+
+    monkeypatch.setattr(publish, "pictures", fake)
+    content, problem = publish.small_picture(go.Figure())
+    assert len(content) == 40_000 and problem == "" and asked == list(publish.SCALES)
+    monkeypatch.setattr(publish, "pictures", lambda *a, scale, **k: ({("figure", "png"): b"x" * 10**6}, ""))
+    assert publish.small_picture(go.Figure())[0] == b"" and "larger than 44 kB" in publish.small_picture(go.Figure())[1]

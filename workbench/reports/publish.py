@@ -1,0 +1,89 @@
+"""The notebooks as they are committed: run, figures as small pictures, no live figures and no widget state.
+
+GitHub, VS Code and nbviewer show pictures and text; live figures and panels come back when the notebook is run.
+"""
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from workbench.core import files
+from workbench.core.errors import WorkbenchError
+from workbench.core.progress import SILENT, Progress
+
+from .images import pictures
+from .sections import execute, read_notebook
+
+MAX_BYTES = 44_000  # of a picture; 60 kB once it is written as base64
+SCALES = (1.0, 0.8, 0.65, 0.5, 0.4)
+LIVE = ("application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json")
+
+
+def publish(path: Path | str, *, run: Callable[..., Any] = execute, progress: Progress = SILENT) -> str:
+    """Run a notebook and write it back with static figures, in one step.
+
+    Returns:
+        A sentence saying which pictures are missing and why, empty if none. Published again, the file does not change unless
+        what it says did.
+
+    Raises:
+        WorkbenchError: if a cell fails; the file is then left as it was.
+    """
+    import nbformat
+
+    path = Path(path)
+    before = read_notebook(path)
+    notebook = run(path, progress=progress)
+    failed = [(i, o) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" for o in cell.outputs if o.output_type == "error"]
+    if failed:
+        number, error = failed[0]
+        raise WorkbenchError(f"{path.name} was not published: cell {number} failed with {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''}")
+    problems: list[str] = []
+    for number, cell in enumerate(notebook.cells):
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [kept for i, output in enumerate(cell.outputs) if (kept := _static(output, f"cell {number}.{i}", problems)) is not None]
+    notebook.metadata = before.metadata
+    notebook.metadata.pop("widgets", None)
+    files.write_text(path, nbformat.writes(notebook) + "\n")
+    return "; ".join(dict.fromkeys(problems))
+
+
+def _static(output: Any, name: str, problems: list[str]) -> Any:
+    """The output without what is alive; None if nothing is left."""
+    if output.output_type == "stream":
+        return None if output.name == "stderr" else output
+    data = output.data
+    output.metadata = {}
+    if LIVE[0] in data:
+        figure = go.Figure(data.pop(LIVE[0]))
+        content, problem = small_picture(figure)
+        if problem:
+            problems.append(f"{name}: {problem}")
+        meta = figure.layout.meta
+        data["text/plain"] = meta["alt"] if isinstance(meta, dict) and "alt" in meta else "figure"
+        return output if not content else _with_picture(output, content)
+    if data.pop(LIVE[1], None) is not None:  # a live panel; the static view beneath it is an output of its own
+        return None
+    return output if any(str(value).strip() for value in data.values()) else None
+
+
+def _with_picture(output: Any, content: bytes) -> Any:
+    output.data["image/png"] = base64.b64encode(content).decode()
+    return output
+
+
+def small_picture(figure: go.Figure) -> tuple[bytes, str]:
+    """PNG of at most MAX_BYTES, as large as that allows, and a sentence if there is none."""
+    content = b""
+    for scale in SCALES:
+        drawn, problem = pictures({"figure": figure}, scale=scale)
+        if problem:
+            return b"", problem
+        content = drawn["figure", "png"]
+        if len(content) <= MAX_BYTES:
+            return content, ""
+    return b"", f"a figure is larger than {MAX_BYTES // 1000} kB even at {SCALES[-1]:g} of its size ({len(content) // 1000} kB), so no picture of it is kept"

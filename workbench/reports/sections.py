@@ -1,0 +1,236 @@
+"""What a review document is made of: a notebook or a Result turned into a Section of HTML blocks, nothing dropped.
+
+Notebooks are run here (nbclient) or taken as they are; a failed cell stays, shown as failed, with the cells after it.
+Markdown goes through mistune, formulas become MathML, code is coloured by pygments, plotly outputs stay live figures.
+Cost: that of the notebook.
+"""
+
+import base64
+import html
+import json
+import mimetypes
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+
+from workbench.core.catalogue import PAPERS
+from workbench.core.claims import ClaimsTable, read_verdicts
+from workbench.core.errors import BadData
+from workbench.core.progress import SILENT, Progress
+from workbench.core.result import Result
+
+Kind = Literal["text", "code", "output", "figure", "failed"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a section. html: ready to stand in a page. heading: level of the heading it opens with, 0 for none."""
+
+    kind: Kind
+    html: str
+    heading: int = 0
+
+
+@dataclass(frozen=True)
+class Section:
+    """A notebook or a Result. verdicts: rows of kind, text, verdict. origins: where its numbers came from, a line each."""
+
+    title: str
+    stem: str
+    blocks: tuple[Block, ...]
+    verdicts: tuple[dict[str, str], ...] = ()
+    origins: tuple[str, ...] = field(default=())
+
+    @property
+    def n_failed(self) -> int:
+        return sum(block.kind == "failed" for block in self.blocks)
+
+
+# ---- notebooks ----
+
+
+def execute(path: Path | str, *, timeout: float = 1800, progress: Progress = SILENT) -> Any:
+    """Run a notebook in its folder, every cell whatever the others do, and return it with its outputs; the file is not touched.
+
+    Raises:
+        BadData: if the file is no notebook. Cancelled: from `progress`, between cells.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = Path(path)
+    notebook = read_notebook(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(notebook, timeout=int(timeout), allow_errors=True, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    n_code = sum(cell.cell_type == "code" for cell in notebook.cells)
+    with client.setup_kernel():
+        done = 0
+        for index, cell in enumerate(notebook.cells):
+            if cell.cell_type == "code":
+                progress.update(done, n_code, path.stem)
+                done += 1
+            client.execute_cell(cell, index)
+    progress.update(n_code, n_code, path.stem)
+    return nbformat.from_dict(client.nb)
+
+
+def read_notebook(path: Path) -> Any:
+    """A notebook file as nbformat has it; BadData if it is none."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except OSError as found:
+        raise BadData(f"{path.name} cannot be read ({found.strerror}); give a notebook, a stem of `workbench list` or a result folder") from None
+    except Exception as found:
+        raise BadData(f"{path.name} is no Jupyter notebook ({type(found).__name__})") from None
+
+
+def notebook_section(notebook: Any, stem: str, folder: Path | None = None) -> Section:
+    """A notebook with its outputs as a Section. folder: where it lies, whose pictures are put into the page."""
+    blocks: list[Block] = []
+    verdicts: list[dict[str, str]] = []
+    origins: list[str] = []
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown":
+            blocks += _text_blocks(cell.source, folder)
+        if cell.cell_type != "code":
+            continue
+        if cell.source.strip():
+            blocks.append(Block("code", _code(cell.source)))
+        for place, output in enumerate(cell.outputs):
+            blocks += _output(output, f"{_slug(stem)}-{number}-{place}", origins)
+            if "nbval-check-output" in cell.metadata.get("tags", []) and output.output_type == "stream":
+                verdicts += read_verdicts(output.text)
+    title = next((_plain(b.html) for b in blocks if b.heading == 1), stem)
+    return Section(title, stem, tuple(blocks), tuple(verdicts), tuple(dict.fromkeys(origins)))
+
+
+_MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^\s$](?:[^$\n]*[^\s$])?)\$(?![\d$])", re.DOTALL)
+_CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+
+
+def markdown_html(source: str) -> str:
+    """Markdown as HTML; formulas between dollar signs as MathML, which browsers draw without a script."""
+    import mistune
+    from latex2mathml.converter import convert
+
+    formulas: list[str] = []
+
+    def keep(match: re.Match) -> str:
+        display, inline = match.groups()
+        formulas.append(convert(display or inline, display="block" if display else "inline"))
+        return f"\x02{len(formulas) - 1}\x03"
+
+    pieces = _CODE.split(source)  # dollar signs in code are not formulas
+    pieces[::2] = [_MATH.sub(keep, piece) for piece in pieces[::2]]
+    rendered = mistune.create_markdown(escape=False, plugins=["table", "strikethrough", "footnotes"])("".join(pieces))
+    return re.sub("\x02(\\d+)\x03", lambda m: formulas[int(m[1])], str(rendered))
+
+
+def _text_blocks(source: str, folder: Path | None) -> list[Block]:
+    """One block per heading, so that slides can break there."""
+    rendered = re.sub(r'(<img src=")([^":]+)(")', lambda m: m[1] + _inlined(m[2], folder) + m[3], markdown_html(source))
+    parts = re.split(r"(?=<h[1-3][ >])", rendered)
+    return [Block("text", part, int(part[2]) if re.match(r"<h[1-3]", part) else 0) for part in parts if part.strip()]
+
+
+def _inlined(name: str, folder: Path | None) -> str:
+    """A picture beside the notebook as data; its name as it was where there is none, so that the gap is seen."""
+    found = None if folder is None else folder / name
+    if found is None or not found.is_file():
+        return name
+    return f"data:{mimetypes.guess_type(found.name)[0] or 'image/png'};base64,{base64.b64encode(found.read_bytes()).decode()}"
+
+
+def _code(source: str) -> str:
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    return highlight(source, PythonLexer(), HtmlFormatter(nowrap=False, noclasses=False))
+
+
+def _output(output: Any, name: str, origins: list[str]) -> list[Block]:
+    if output.output_type == "stream":
+        return [Block("output", f"<pre class='{output.name}'>{html.escape(output.text)}</pre>")] if output.text.strip() else []
+    if output.output_type == "error":
+        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
+        return [Block("failed", f"<p><b>This cell failed: {html.escape(output.ename)}: {html.escape(output.evalue)}</b></p><details><summary>traceback</summary><pre>{html.escape(trace)}</pre></details>")]
+    data = output.data
+    if "application/vnd.plotly.v1+json" in data:
+        figure = data["application/vnd.plotly.v1+json"]
+        origins += _origin(figure.get("layout", {}))
+        return [Block("figure", figure_html(figure, name))]
+    for mime in ("image/svg+xml", "text/html"):
+        if mime in data and data[mime].strip():
+            return [Block("output", f"<div class=out>{data[mime]}</div>")]
+    for mime in ("image/png", "image/jpeg"):
+        if mime in data:
+            alt = html.escape(data.get("text/plain", "figure"))
+            return [Block("figure", f"<img alt='{alt}' src='data:{mime};base64,{data[mime].strip()}'>")]
+    if "text/markdown" in data:
+        return [Block("output", markdown_html(data["text/markdown"]))]
+    if "application/vnd.jupyter.widget-view+json" in data or not data.get("text/plain", "").strip():
+        return []  # a live panel has no life in a page; the static view it leaves beneath it is an output of its own
+    return [Block("output", f"<pre>{html.escape(data['text/plain'])}</pre>")]
+
+
+def _origin(layout: Any) -> list[str]:
+    meta = layout.get("meta") or {}
+    return [meta["provenance"]] if isinstance(meta, dict) and meta.get("provenance") else []
+
+
+# ---- results ----
+
+
+def result_section(result: Result, table: ClaimsTable, figures: dict[str, go.Figure]) -> Section:
+    """A saved Result with its checked claims and figures as a Section."""
+    paper = PAPERS.get(result.stem)
+    title = paper.title if paper else result.stem
+    notices = [f"<p class=warn>{html.escape(w)}</p>" for w in (*(["This run was cancelled: no claim is tested on it."] if result.partial else []), *result.warnings)]
+    blocks = [Block("text", f"<h1>{html.escape(title)}</h1>", 1), Block("output", "".join(notices))] if notices else [Block("text", f"<h1>{html.escape(title)}</h1>", 1)]
+    blocks += [Block("text", "<h2>Claims and controls</h2>", 2), Block("output", table._repr_html_()), Block("text", "<h2>Figures</h2>", 2)]
+    blocks += [Block("figure", figure_html(json.loads(figure.to_json()), f"{_slug(result.stem)}-{name}")) for name, figure in figures.items()]
+    return Section(title, result.stem, tuple(blocks), tuple(read_verdicts(table.verdicts())), (result.provenance.short(),))
+
+
+def figure_html(figure: dict[str, Any], name: str) -> str:
+    """A plotly figure as a div that draws itself once plotly.js is in the page."""
+    layout = figure.get("layout", {})
+    meta = layout.get("meta") or {}
+    alt = html.escape(meta.get("alt", "figure") if isinstance(meta, dict) else "figure", quote=True)
+    size = f"width:{layout.get('width', 960)}px;height:{layout.get('height', 560)}px"
+    # "</" would end the script wherever a label contains it
+    data = json.dumps({"data": figure.get("data", []), "layout": layout}).replace("</", "<\\/")
+    return f"<div role=img aria-label=\"{alt}\" id=\"{name}\" class=plot style='{size}'></div><script type='application/json' class=plotly data-for=\"{name}\">{data}</script>"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9]+", "-", text).strip("-") or "section"
+
+
+def _plain(fragment: str) -> str:
+    found = re.search(r"<h1[^>]*>(.*?)</h1>", fragment, re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]+>", "", found[1] if found else fragment)).strip()
+
+
+def tally(verdicts: Sequence[dict[str, str]]) -> dict[str, int]:
+    """How many claims hold, do not hold, could not be tested, and how many controls fail as they must or do not."""
+    claims = [v for v in verdicts if v["kind"] == "claim"]
+    controls = [v for v in verdicts if v["kind"] == "control"]
+    count = lambda rows, word: sum(row["verdict"] == word for row in rows)  # noqa: E731
+    return {
+        "claims": len(claims),
+        "hold": count(claims, "holds"),
+        "do not hold": count(claims, "does not hold"),
+        "not testable": count([*claims, *controls], "not testable at this scale"),
+        "controls": len(controls),
+        "controls fail as they must": count(controls, "fails, as it must"),
+    }

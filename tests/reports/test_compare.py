@@ -67,7 +67,7 @@ def test_maps_of_other_places_are_not_subtracted():
     found = compare(a, b, CLAIMS, figures(a), figures(b))
     assert "B alone" in found.figures["heat"].layout.title.text
     page = document.page_html([comparison_section(found)])
-    assert "loss is small" in page and "compare-line" in page
+    assert "loss is small" in page and page.count("class=plotly") == 2
 
 
 def test_other_analyses_are_refused():

@@ -154,6 +154,6 @@ def comparison_section(found: Comparison) -> Section:
         Block("output", f"<div class=out>{table(found.claims)}</div>"),
         Block("text", "<h2>Means and the 95 % interval of their difference</h2>", 2),
         Block("output", f"<div class=out>{table(found.numbers)}</div>"),
-        *[Block("figure", figure_html(json.loads(figure.to_json()), f"compare-{name}")) for name, figure in found.figures.items()],
+        *[Block("figure", figure_html(json.loads(figure.to_json()))) for figure in found.figures.values()],
     ]
     return Section(f"{found.stem}: two runs compared", found.stem, tuple(blocks))

@@ -33,8 +33,8 @@ nav ol{columns:2}.stem{border-top:2px solid var(--line);margin-top:3em;padding-t
 """
 _PYGMENTS_DARK = "monokai"
 _DRAW = """
-function draw(within){for(const s of within.querySelectorAll('script.plotly')){const at=document.getElementById(s.dataset.for);
-if(at&&!at.dataset.drawn){at.dataset.drawn=1;const f=JSON.parse(s.textContent);Plotly.newPlot(at,f.data,f.layout,{displaylogo:false,responsive:false});}}}
+function draw(within){for(const s of within.querySelectorAll('script.plotly')){const at=s.previousElementSibling;
+if(!at.dataset.drawn){at.dataset.drawn=1;const f=JSON.parse(s.textContent);Plotly.newPlot(at,f.data,f.layout,{displaylogo:false,responsive:false});}}}
 """
 
 
@@ -45,14 +45,15 @@ def write_html(path: Path | str, sections: Sequence[Section]) -> Path:
 
 def page_html(sections: Sequence[Section]) -> str:
     """The page as text."""
-    body = "".join([_front(sections) if len(sections) > 1 else "", *(_section_html(s, len(sections) > 1) for s in sections)])
+    many = len(sections) > 1
+    body = "".join([_front(sections) if many else "", *(_section_html(s, f"part-{i}" if many else "") for i, s in enumerate(sections))])
     title = html.escape(sections[0].title if len(sections) == 1 else f"{len(sections)} analyses")
     return f"""<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
 <title>{title}</title><style>{STYLE}{_MORE}{_code_style()}</style><script>{get_plotlyjs()}</script></head><body>{body}
 <script>{_DRAW}draw(document);document.body.dataset.ready=1;</script></body></html>"""
 
 
-def _section_html(section: Section, with_anchor: bool) -> str:
+def _section_html(section: Section, anchor: str) -> str:
     parts = []
     for block in section.blocks:
         if block.kind == "code":
@@ -64,13 +65,13 @@ def _section_html(section: Section, with_anchor: bool) -> str:
     notes = f"<p class=warn>{section.n_failed} cell{'s' if section.n_failed > 1 else ''} of this notebook failed and are shown as such.</p>" if section.n_failed else ""
     origins = "".join(f"<li>{html.escape(line)}</li>" for line in section.origins)
     end = f"<h2>Provenance</h2><ul class=soft>{origins}</ul>" if origins else ""
-    return f"<section class=stem id='{section.stem}'>{notes}{''.join(parts)}{end}</section>" if with_anchor else f"{notes}{''.join(parts)}{end}"
+    return f"<section class=stem id={anchor}>{notes}{''.join(parts)}{end}</section>" if anchor else f"{notes}{''.join(parts)}{end}"
 
 
 def _front(sections: Sequence[Section]) -> str:
     """Families, claims and controls in numbers, models and versions."""
     rows = []
-    for s in sections:
+    for i, s in enumerate(sections):
         n = tally(s.verdicts)
         family = PAPERS[s.stem].family if s.stem in PAPERS else "-"
         claims = f"{n['hold']} of {n['claims']}" if n["claims"] else "-"
@@ -79,7 +80,7 @@ def _front(sections: Sequence[Section]) -> str:
         shade = "" if not n["controls"] else "ok" if controls + n["not testable"] >= n["controls"] else "bad"
         failed = f"<span class=bad>{s.n_failed} failed</span>" if s.n_failed else "all ran"
         rows.append(
-            f"<tr><td>{family}</td><td><a href='#{s.stem}'>{html.escape(s.title)}</a></td><td>{claims}</td><td>{n['do not hold']}</td><td>{n['not testable']}</td>"
+            f"<tr><td>{family}</td><td><a href='#part-{i}'>{html.escape(s.title)}</a></td><td>{claims}</td><td>{n['do not hold']}</td><td>{n['not testable']}</td>"
             f"<td class={shade}>{said}</td><td>{failed}</td></tr>"
         )
     head = "".join(f"<th>{h}</th>" for h in ("family", "analysis", "claims that hold", "do not hold", "not testable", "controls that fail, as they must", "cells"))

@@ -97,15 +97,15 @@ def notebook_section(notebook: Any, stem: str, folder: Path | None = None) -> Se
     blocks: list[Block] = []
     verdicts: list[dict[str, str]] = []
     origins: list[str] = []
-    for number, cell in enumerate(notebook.cells):
+    for cell in notebook.cells:
         if cell.cell_type == "markdown":
             blocks += _text_blocks(cell.source, folder)
         if cell.cell_type != "code":
             continue
         if cell.source.strip():
             blocks.append(Block("code", _code(cell.source)))
-        for place, output in enumerate(cell.outputs):
-            blocks += _output(output, f"{_slug(stem)}-{number}-{place}", origins)
+        for output in cell.outputs:
+            blocks += _output(output, origins)
             if "nbval-check-output" in cell.metadata.get("tags", []) and output.output_type == "stream":
                 verdicts += read_verdicts(output.text)
     title = next((_plain(b.html) for b in blocks if b.heading == 1), stem)
@@ -157,7 +157,7 @@ def _code(source: str) -> str:
     return highlight(source, PythonLexer(), HtmlFormatter(nowrap=False, noclasses=False))
 
 
-def _output(output: Any, name: str, origins: list[str]) -> list[Block]:
+def _output(output: Any, origins: list[str]) -> list[Block]:
     if output.output_type == "stream":
         return [Block("output", f"<pre class='{output.name}'>{html.escape(output.text)}</pre>")] if output.text.strip() else []
     if output.output_type == "error":
@@ -167,7 +167,7 @@ def _output(output: Any, name: str, origins: list[str]) -> list[Block]:
     if "application/vnd.plotly.v1+json" in data:
         figure = data["application/vnd.plotly.v1+json"]
         origins += _origin(figure.get("layout", {}))
-        return [Block("figure", figure_html(figure, name))]
+        return [Block("figure", figure_html(figure))]
     for mime in ("image/svg+xml", "text/html"):
         if mime in data and data[mime].strip():
             return [Block("output", f"<div class=out>{data[mime]}</div>")]
@@ -197,23 +197,19 @@ def result_section(result: Result, table: ClaimsTable, figures: dict[str, go.Fig
     notices = [f"<p class=warn>{html.escape(w)}</p>" for w in (*(["This run was cancelled: no claim is tested on it."] if result.partial else []), *result.warnings)]
     blocks = [Block("text", f"<h1>{html.escape(title)}</h1>", 1), Block("output", "".join(notices))] if notices else [Block("text", f"<h1>{html.escape(title)}</h1>", 1)]
     blocks += [Block("text", "<h2>Claims and controls</h2>", 2), Block("output", table._repr_html_()), Block("text", "<h2>Figures</h2>", 2)]
-    blocks += [Block("figure", figure_html(json.loads(figure.to_json()), f"{_slug(result.stem)}-{name}")) for name, figure in figures.items()]
+    blocks += [Block("figure", figure_html(json.loads(figure.to_json()))) for figure in figures.values()]
     return Section(title, result.stem, tuple(blocks), tuple(read_verdicts(table.verdicts())), (result.provenance.short(),))
 
 
-def figure_html(figure: dict[str, Any], name: str) -> str:
-    """A plotly figure as a div that draws itself once plotly.js is in the page."""
+def figure_html(figure: dict[str, Any]) -> str:
+    """A plotly figure as a div, and its data in the script after it; the document's script draws it."""
     layout = figure.get("layout", {})
     meta = layout.get("meta") or {}
     alt = html.escape(meta.get("alt", "figure") if isinstance(meta, dict) else "figure", quote=True)
     size = f"width:{layout.get('width', 960)}px;height:{layout.get('height', 560)}px"
     # "</" would end the script wherever a label contains it
     data = json.dumps({"data": figure.get("data", []), "layout": layout}).replace("</", "<\\/")
-    return f"<div role=img aria-label=\"{alt}\" id=\"{name}\" class=plot style='{size}'></div><script type='application/json' class=plotly data-for=\"{name}\">{data}</script>"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-zA-Z0-9]+", "-", text).strip("-") or "section"
+    return f"<div role=img aria-label=\"{alt}\" class=plot style='{size}'></div><script type='application/json' class=plotly>{data}</script>"
 
 
 def _plain(fragment: str) -> str:

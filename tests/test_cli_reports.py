@@ -1,0 +1,101 @@
+"""The commands of review copies as a user meets them: one small run becomes a page, bundles, a reproduction, a comparison."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cli_runner import workbench
+
+SMALL = ("--set", "n_inputs=12", "--set", "scores=awft,ahon_ln", "--set", "n_random=1", "--set", "length=24", "--set", "controls=false")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_browser():
+    """Pictures are the business of tests/reports; these commands must work without them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BROWSER_PATH", "/nowhere/chromium")
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    """Two small runs that differ in their seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        workbench("run", "attention_sinks", *SMALL, "--set", f"seed={seed}", "--out", str(folder / str(seed)))
+    return folder / "0", folder / "1"
+
+
+@pytest.fixture(scope="module")
+def bundles(runs, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("bundles")
+    code, text, problem = workbench("bundle", str(runs[0]), "--out", str(out))
+    assert code == 0 and "needs Chromium" in problem and "accuracy_vs_share" in text
+    return out
+
+
+def test_a_result_becomes_a_page(runs, tmp_path):
+    code, text, _ = workbench("report", str(runs[0]), "--out", str(tmp_path))
+    page = (tmp_path / "attention_sinks.html").read_text()
+    assert code == 0 and str(tmp_path / "attention_sinks.html") in text
+    claims = json.loads((runs[0] / "claims.json").read_text())
+    assert all(claim["text"].replace("<", "&lt;").replace(">", "&gt;") in page for claim in claims) and "http" not in page.split("plotly", 1)[0]
+
+
+def test_several_become_one_document_with_a_front_page(runs, tmp_path):
+    code, _, _ = workbench("report", *map(str, runs), "--out", str(tmp_path))
+    page = next(tmp_path.iterdir()).read_text()
+    assert code == 0 and "2 analyses" in page and page.count("<section class=stem id=part-") == 2
+
+
+def test_bundles_reproduce_to_the_last_bit(bundles):
+    data = pd.read_csv(bundles / "accuracy_vs_share" / "data.csv")
+    assert {"trace", "x", "y"} <= set(data.columns) and len(data) > 10
+    code, text, _ = workbench("reproduce", str(bundles / "accuracy_vs_share"))
+    assert code == 0 and f"same: all {len(data)} drawn rows" in text
+
+
+def test_a_bundle_of_another_seed_differs(bundles, runs, tmp_path):
+    about = json.loads((bundles / "accuracy_vs_share" / "provenance.json").read_text())
+    about["provenance"]["spec"]["seed"] = 1
+    copy = tmp_path / "other"
+    copy.mkdir()
+    (copy / "data.csv").write_bytes((bundles / "accuracy_vs_share" / "data.csv").read_bytes())
+    (copy / "provenance.json").write_text(json.dumps(about))
+    code, text, _ = workbench("reproduce", str(copy))
+    assert code == 1 and ("differs" in text or "different" in text)
+
+
+def test_two_runs_are_compared(runs, tmp_path):
+    code, text, _ = workbench("compare", *map(str, runs), "--out", str(tmp_path), "--json")
+    found = json.loads(text)
+    assert code == 0 and "spec.seed: 0 in A, 1 in B" in found["notes"] and Path(found["report"]).is_file()
+    claims = [json.loads((run / "claims.json").read_text()) for run in runs]
+    for row, one, other in zip(found["claims"], *claims, strict=True):
+        for side, claim in (("A", one), ("B", other)):
+            assert row[side] is None if claim["measured"] is None else row[side] == pytest.approx(claim["measured"])
+
+
+def test_index_check_and_gallery(tmp_path):
+    assert workbench("index", "--check")[0] == 0
+    code, _, _ = workbench("gallery", "--out", str(tmp_path / "gallery.html"))
+    assert code == 0 and "Key figures" in (tmp_path / "gallery.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("report", "attention_sink"), "'attention_sink' is no stem of `workbench list`, no notebook and no result folder"),
+        (("report", "epic"), "epic has no notebook yet"),
+        (("report", "attention_sinks", "--to", "docx"), "--to must be html, slides, pdf"),
+        (("reproduce", "nowhere"), "holds no readable provenance.json"),
+        (("compare", "a", "b"), "holds no readable result.json"),
+        (("publish", "epic"), "epic has no notebook yet"),
+        (("publish", "what"), "no stem of `workbench list` and no notebook"),
+    ],
+    ids=["unknown", "not ready", "format", "no bundle", "no result", "publish planned", "publish unknown"],
+)
+def test_mistakes_become_one_sentence(arguments, says):
+    code, _, error = workbench(*arguments)
+    assert code == 2 and says in error and "Traceback" not in error and error.count("\n") == 1

@@ -26,11 +26,16 @@ def test_every_organism_ships_and_does_what_it_declares(name):
 def test_shipped_files_are_what_their_recipe_says(name):
     folder = organism_folders()[name]
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "recipe.json", "training.csv"} <= {p.name for p in folder.iterdir()}
-    recipe = json.loads((folder / "recipe.json").read_text())
-    assert TrainSpec.from_dict(recipe["training"]) == (TrainSpec(steps=1500) if name == "induction" else TrainSpec())
-    assert recipe["language"].get("with_bos", True) == ("nobos" not in name)
     card = (folder / "README.md").read_text()
     assert all(claim.text in card for claim in organism(name).declared) and "What it cannot show" in card
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 2_500_000
+
+
+@pytest.mark.parametrize("name", ["attention-sink", "attention-sink-nobos", "induction"])
+def test_small_languages_were_trained_as_the_code_says(name):
+    recipe = json.loads((organism_folders()[name] / "recipe.json").read_text())
+    assert TrainSpec.from_dict(recipe["training"]) == (TrainSpec(steps=1500) if name == "induction" else TrainSpec())
+    assert recipe["language"].get("with_bos", True) == ("nobos" not in name)
     assert load(f"organism:{name}").n_parameters < 600_000
 
 

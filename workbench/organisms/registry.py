@@ -20,7 +20,14 @@ from workbench.core.errors import UnknownName
 from workbench.core.progress import SILENT, Progress
 
 # Modules that register organisms, by name, so that listing them does not import torch-heavy recipes.
-_MODULES = {"attention-sink": "attention_sink", "attention-sink-nobos": "attention_sink", "induction": "induction"}
+_MODULES = {
+    "attention-sink": "attention_sink",
+    "attention-sink-nobos": "attention_sink",
+    "induction": "induction",
+    "chat-base": "chat",
+    "chat": "chat",
+    "advice": "advice",
+}
 
 
 @dataclass(frozen=True)

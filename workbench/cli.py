@@ -1,4 +1,4 @@
-"""The command `workbench`: list, run, demo, organisms, lab, doctor.
+"""The command `workbench`: list, run, sweep, demo, organisms, lab, doctor.
 
 Heavy packages are imported inside the commands, so that `--help` and `list` answer at once. Exit codes: 0 all testable
 claims hold and all controls fail as they must, 1 not so, 2 a mistake in the call (one sentence), 130 cancelled.
@@ -19,6 +19,8 @@ import typer
 from workbench.core.catalogue import FAMILIES, PAPERS
 from workbench.core.errors import BadSpec, WorkbenchError
 from workbench.core.progress import Progress
+
+from .cli_reports import add_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="A workbench for transformer interpretability, safety and privacy: one notebook per paper, every claim beside a control that must fail.")
 organisms_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The small models that ship: list them, build one again, verify what they show.")
@@ -93,6 +95,43 @@ def run(
     spec = _spec(module, scale, model, set_ or [])
     folder = out or Path("workbench-out") / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
     raise typer.Exit(_run(module, spec, folder, json))
+
+
+@app.command()
+def sweep(
+    stem: Annotated[str, typer.Argument(help="which paper; see `workbench list`")],
+    grid: Annotated[list[str], typer.Option("--grid", metavar="FIELD=VALUES", help="values of a field: model=a,b or seed=0..4; values with commas between bars; repeatable")],
+    scale: Annotated[str, typer.Option(help="tiny or paper, as for run")] = "tiny",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="the same for every run; repeatable")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for results and the table; given again, the sweep goes on")] = None,
+    dask: Annotated[str | None, typer.Option(help="tcp:// address of a Dask scheduler, or `local` for one on this machine")] = None,
+    workers: Annotated[int | None, typer.Option(help="worker processes; one run after another in this process if not given", min=1)] = None,
+    retry: Annotated[bool, typer.Option(help="run those again that failed")] = False,
+) -> None:
+    """Run a paper's analysis over models, parameters and seeds: one row per run, failures kept with their error."""
+    from workbench.methods.sweep import OK, sweep
+    from workbench.scale.executors import open_executor
+    from workbench.scale.grid import parse_grid
+
+    _quiet()
+    folder = out or Path("workbench-out") / f"{stem}-sweep-{datetime.now():%Y%m%d-%H%M%S}"
+    _check_writable(folder)
+    fixed = set_ or []
+
+    def spec_of(module: Any, cell: Any) -> Any:
+        return _spec(module, scale, cell.get("model"), [*fixed, *(f"{name}={value}" for name, value in cell.items() if name != "model")])
+
+    with _Terminal() as progress, open_executor(dask, workers) as executor:
+        if dask is not None:
+            typer.echo(f"dashboard: {executor.dashboard}", err=True)
+        table = sweep(stem, parse_grid(grid), executor, folder=folder, make_spec=spec_of, retry_failed=retry, progress=progress)
+    shown = [name for name in table.columns if not name.startswith(("claim: ", "control: "))]
+    typer.echo(table[shown].to_string(index=False))
+    typer.echo(f"\ntable with every claim's number: {folder / 'sweep.parquet'}")
+    if progress.cancelled:
+        typer.echo(f"cancelled; the same call with --out {folder} goes on from there", err=True)
+        raise typer.Exit(130)
+    raise typer.Exit(0 if (table["status"] == OK).all() else 1)
 
 
 @app.command()
@@ -253,6 +292,9 @@ def doctor() -> None:
     lines, healthy = report()
     typer.echo("\n".join(lines))
     raise typer.Exit(0 if healthy else 1)
+
+
+add_commands(app, _Terminal)
 
 
 def _quiet() -> None:

@@ -69,7 +69,7 @@ def _measure(model: Model, language: ModuleType) -> Mapping[str, float]:
 
 
 _PILOT = "pilot with pretraining seed 1, with margin"
-_LEARNED = {digits: 0.5, feelings: 0.5}
+_LEARNED = {digits: 0.5, feelings: 0.2}  # the pilots saved 0.63 to 0.66, and 0.26 of the 0.26 there is to save
 
 
 def _organism(language: ModuleType, placement: str, what: str, data: str) -> Organism:
@@ -83,7 +83,7 @@ def _organism(language: ModuleType, placement: str, what: str, data: str) -> Org
             f"classifier with its LayerNorm gains and biases kept or removed; its twin with LayerNorm in the other place has the same blocks. {data}"
         ),
         limits=(
-            "Pretraining is a minute, so gains have moved by a tenth or two and not as far as in large models, and there are no outlier features. One "
+            "Pretraining is a minute, so gains have moved by a tenth or so and not as far as in large models, and there are no outlier features. One "
             "pretraining seed ships: seeds of the analysis move the noise, the new head and the order of samples, not the pretrained weights."
         ),
         make=lambda progress: _make(language, placement, spec_for(language), progress),

@@ -27,6 +27,10 @@ _MODULES = {
     "chat-base": "chat",
     "chat": "chat",
     "advice": "advice",
+    "digits-postln": "norm_placement",
+    "digits-preln": "norm_placement",
+    "feelings-postln": "norm_placement",
+    "feelings-preln": "norm_placement",
 }
 
 

@@ -1,6 +1,8 @@
 """Forms made from a Spec: one control per field, from its type, help, unit, bounds and choices. Nobody writes one by hand."""
 
+import html
 import typing
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -13,15 +15,23 @@ class SpecForm(widgets.VBox):
     """Controls for every field of a Spec; `spec()` reads them back, with the Spec's own checks.
 
     Numbers, flags and choices get their own control; lists and nested specs are edited as text, dotted names and all.
+    Beneath them, folded away, is what each field means.
+
+    Args:
+        only: these fields; all if not given. without: no field whose name, or the part before its dot, is here.
     """
 
-    def __init__(self, spec: Spec, only: tuple[str, ...] | None = None):
+    def __init__(self, spec: Spec, only: Sequence[str] | None = None, without: Sequence[str] = ()):
         self._start = spec
         self.controls: dict[str, widgets.Widget] = {}
+        about = []
         for name, (value, hint, meta) in _flat(spec).items():
-            if only is None or name in only:
+            if (only is None or name in only) and not {name, name.partition(".")[0]} & set(without):
                 self.controls[name] = _control(name, value, hint, meta)
-        super().__init__(list(self.controls.values()))
+                about.append(f"<tr><td><b>{html.escape(name)}</b></td><td>{html.escape(_meaning(meta))}</td></tr>")
+        self.meaning = widgets.Accordion([widgets.HTML(f"<table>{''.join(about)}</table>")], titles=("What the fields mean",), selected_index=None)
+        columns = widgets.Layout(grid_template_columns="repeat(auto-fill, minmax(420px, 1fr))", width="100%")
+        super().__init__([widgets.GridBox(list(self.controls.values()), layout=columns), self.meaning])
 
     def spec(self) -> Spec:
         """The Spec the controls show now.
@@ -55,13 +65,20 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _meaning(meta: dict) -> str:
+    """Help, bounds and choices of a field in words."""
+    bounds = " and ".join(f"{word} {meta[key]:g}" for key, word in (("ge", "at least"), ("le", "at most")) if meta.get(key) is not None)
+    parts = [meta.get("help", ""), f"in {meta['unit']}" if meta.get("unit") else "", bounds, f"one of {', '.join(meta['choices'])}" if meta.get("choices") else ""]
+    return "; ".join(part for part in parts if part)
+
+
 def _control(name: str, value: Any, hint: Any, meta: dict) -> widgets.Widget:
     label = f"{name} ({meta['unit']})" if meta.get("unit") else name
-    look = {"description": label, "tooltip": meta.get("help", ""), "style": {"description_width": "180px"}, "layout": widgets.Layout(width="460px")}
+    look = {"description": label, "tooltip": _meaning(meta) or label, "style": {"description_width": "190px"}, "layout": widgets.Layout(width="410px")}
     if meta.get("choices") and not isinstance(value, tuple):
         return widgets.Dropdown(options=list(meta["choices"]), value=value, **look)
     if hint is bool:
-        return widgets.Checkbox(value=value, **look)
+        return widgets.Checkbox(value=value, **look | {"indent": True})
     low, high = meta.get("ge"), meta.get("le")
     if hint in (int, float) and low is not None and high is not None:
         kind = widgets.BoundedIntText if hint is int else widgets.BoundedFloatText

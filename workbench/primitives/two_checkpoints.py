@@ -8,6 +8,7 @@ Cost: `compare` n_draws x cells numbers, in chunks; `weight_change` one pass ove
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -20,7 +21,7 @@ from workbench.core.errors import BadData, UnknownName, UnsupportedModel
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.models.model import Model
-from workbench.models.tokens import Rows
+from workbench.models.tokens import Prompts, Rows
 
 from .metrics import Metric
 from .sweeps import Source, sweep
@@ -63,7 +64,7 @@ def _refuse_other_tokens(a: Model, b: Model, ids_a: Sequence[int], ids_b: Sequen
 # ---- a measurement ----
 
 
-def sweep_both(a: Model, b: Model, base: torch.Tensor, source: Source, metric: Metric, **options: Any) -> Result:
+def sweep_both(a: Model, b: Model, base: Prompts, source: Source, metric: Metric, **options: Any) -> Result:
     """The same sweep on two checkpoints, and what is different: `compare` of b minus a, cell by cell.
 
     Args:
@@ -73,9 +74,36 @@ def sweep_both(a: Model, b: Model, base: torch.Tensor, source: Source, metric: M
     Raises:
         UnsupportedModel, BadData: if the models do not correspond, saying where.
     """
-    refuse_misaligned(a, b, base.tolist())
+    refuse_misaligned(a, b, base.tolist() if isinstance(base, torch.Tensor) else base)
     one, other = (sweep(model, base, source, metric, **options) for model in (a, b))
     return compare(one, other, "value")
+
+
+def sweep_effects_both(a: Model, b: Model, base: Prompts, source: Source, metric: Metric, **options: Any) -> Result:
+    """What replacing each cell does to the metric, in B minus in A: `compare` of (value - base_value), cell by cell.
+
+    `sweep_both` compares the metric itself, so a fine-tune that is worse everywhere is worse in every cell; here the untouched
+    run of each checkpoint is taken off first, and a cell stands out only if its role changed. Arguments as there.
+
+    Returns:
+        The Result of `compare`, with `mean_a` and `mean_b`, the mean effect in each, and `base_difference` [example], untouched B minus A.
+
+    Raises:
+        UnsupportedModel, BadData: if the models do not correspond, saying where.
+    """
+    refuse_misaligned(a, b, base.tolist() if isinstance(base, torch.Tensor) else base)
+    one, other = (_with_effect(sweep(model, base, source, metric, **options)) for model in (a, b))
+    found = compare(one, other, "effect")
+    for name, run in (("mean_a", one), ("mean_b", other)):
+        found.data[name] = run.data["effect"].mean("example").assign_attrs(run.data["effect"].attrs)
+    untouched = other.data["base_value"] - one.data["base_value"]
+    found.data["base_difference"] = untouched.assign_attrs(unit=metric.unit, long_name=f"{metric.name} of the untouched run, change")
+    return found
+
+
+def _with_effect(run: Result) -> Result:
+    about = {"unit": run.data["value"].attrs["unit"], "long_name": f"Effect on {run.data.attrs['metric']} of replacing {run.data.attrs['site']}"}
+    return replace(run, data=run.data.assign(effect=(run.data["value"] - run.data["base_value"]).transpose(*run.data["value"].dims).assign_attrs(about)))
 
 
 def compare(run_a: Result, run_b: Result, variable: str, *, level: float = 0.95, n_draws: int = 2000, seed: int = 0) -> Result:

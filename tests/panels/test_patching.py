@@ -347,7 +347,7 @@ def test_there_is_nothing_to_estimate_before_a_run(panel):
 def test_save_opens_as_a_file_with_the_numbers_in_it(ran, tmp_path):
     page = ran.save(tmp_path / "patching.html").read_text(encoding="utf-8")
     assert "layer 1 pos 6 candle" in page and f"{ran.table()['value'][0]:.5g}" in page and "Provenance" in page
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
 
 
 def test_redraw_of_computed_data_is_quick(ran):

@@ -165,7 +165,7 @@ def test_the_sweep_runs_what_the_controls_say(models, prompts, sweep):
     panel.look.value = "sweep"
     panel.run().wait(60)
     (a, b, base, source, metric), options = calls.pop()
-    assert (a, b) == models[:2] and base == a.to_rows(prompts[:2]) and isinstance(source, Zero) and metric.name == "loss" and (options["site"], options["axes"]) == ("z", ("unit",))
+    assert (a, b) == models[:2] and base == a.to_rows(prompts[:2]) and isinstance(source, Zero) and metric.positions is None and metric.unit == "nats" and (options["site"], options["axes"]) == ("z", ("unit",))
     panel.state.part, panel.state.source, panel.state.answers, panel.state.corrupted = "mlp_out", "corrupted", "river", "\n".join(prompts[2:4])
     assert panel.corrupted.layout.display == "flex"
     panel.run().wait(60)

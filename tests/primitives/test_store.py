@@ -196,6 +196,14 @@ def test_patterns_of_rows_of_one_length(tmp_path, organism):
         write_store(organism, rows_of(5, 5), ["pattern", "logits"], layers=[1], folder=tmp_path / "s")
 
 
+def test_labels_may_be_missing_and_of_any_plain_kind(tmp_path, organism):
+    labels = pd.DataFrame({"s": ["a", None, "c"] * 4, "x": [1.5, None, 2] * 4, "n": range(12), "b": [True, False, True] * 4})
+    small = write(tmp_path / "s", organism, columns=labels)
+    assert small.verify().empty and small.examples["s"].isna().tolist() == [False, True, False] * 4
+    assert small.examples["n"].tolist() == list(range(12)) and small.tokens([4], [0])["b"].tolist() == [False]
+    assert write(tmp_path / "s", organism, columns=labels).n_examples == 12, "found again"
+
+
 def test_an_encoder_is_stored_too(tmp_path, tiny_models):
     bert = load(str(tiny_models["bert"]))
     small = write_store(bert, ROWS, ["resid_post"], folder=tmp_path / "s", batch_size=4)

@@ -98,7 +98,9 @@ def test_one_table_holds_curve_and_set():
 
 def scores(values, kind="heads"):
     values = np.array(values, float)
-    found = xr.DataArray(values, dims=("layer", "unit"), coords={"layer": range(len(values)), "unit": [str(i) for i in range(values.shape[1])]}, attrs={"unit": "nats", "long_name": "Score"})
+    found = xr.DataArray(
+        values, dims=("layer", "unit"), coords={"layer": range(len(values)), "unit": [str(i) for i in range(values.shape[1])]}, attrs={"unit": "nats", "long_name": "Score"}
+    )
     return Result(Provenance("ablation", {"kind": kind}, 0), found.to_dataset(name="score"))
 
 

@@ -176,7 +176,11 @@ def test_estimates_are_drawn_on_the_exact_scale_and_compared():
     figure = attribution_scatter(exact, attributed)
     points = figure.data[1]
     assert sorted(zip(points.x, points.y, strict=True)) == [(0, 0), (0.25, 0.25), (0.5, 0.5), (0.75, 0.75), (1, 1), (12.5, 1.25)]
-    assert "rank correlation 1.00 over 5 cells" in figure.layout.title.text and "largest exact change 1.25, attributed there 12.5" in figure.layout.meta["alt"] and figure.layout.xaxis.title.text == "Attributed (share of source - base)"
+    assert (
+        "rank correlation 1.00 over 5 cells" in figure.layout.title.text
+        and "largest exact change 1.25, attributed there 12.5" in figure.layout.meta["alt"]
+        and figure.layout.xaxis.title.text == "Attributed (share of source - base)"
+    )
 
 
 def test_a_reversed_estimate_has_the_opposite_rank():

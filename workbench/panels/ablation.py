@@ -102,11 +102,27 @@ class Ablation(Panel):
         self.kind = labelled(widgets.Dropdown, "Units", "What is taken out", "270px", options=[(text, key) for key, text in KINDS.items()])
         self.value = labelled(widgets.Dropdown, "Put in", "What stands in the unit's place", "290px", options=[(text, key) for key, text in VALUES.items()])
         self.metric = labelled(widgets.Dropdown, "Metric", "What is measured", "340px", options=[(text, key) for key, text in METRICS.items()])
-        self.score = labelled(widgets.Dropdown, "Score", "What orders the units, for the threshold and the curve", "420px", options=[(text, key) for key, text in self._scores_of(self.state.kind).items()])
+        self.score = labelled(
+            widgets.Dropdown,
+            "Score",
+            "What orders the units, for the threshold and the curve",
+            "420px",
+            options=[(text, key) for key, text in self._scores_of(self.state.kind).items()],
+        )
         self.side = labelled(widgets.Dropdown, "First to go", "Which end of the score", "230px", options=[("lowest score", "low"), ("highest score", "high")])
         self.n_random = labelled(widgets.BoundedIntText, "Random draws", "Random sets of each size, for the band", "170px", min=0, max=100)
         self.seed = labelled(widgets.BoundedIntText, "Seed", "Draws the random sets and the pairs for resampling", "130px", min=0, max=2**31 - 1)
-        self.threshold = labelled(widgets.FloatSlider, "Threshold", "Chooses the units beyond it; then click to change single ones", "420px", min=0.0, max=1.0, step=0.01, readout_format=".3g", disabled=True)
+        self.threshold = labelled(
+            widgets.FloatSlider,
+            "Threshold",
+            "Chooses the units beyond it; then click to change single ones",
+            "420px",
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            readout_format=".3g",
+            disabled=True,
+        )
         self.clear = widgets.Button(description="Choose none", tooltip="Empty the choice")
         self.find = widgets.Button(description="Score", tooltip="Compute the score of every unit on these prompts")
         self.start = widgets.Button(description="Ablate chosen", button_style="primary", tooltip="Run the prompts without the chosen units, and without as many random ones")
@@ -198,8 +214,19 @@ class Ablation(Panel):
             self._shape, self._labels = score.shape, [str(u) for u in score["unit"].values]
         if score.size:
             values, names, self._step = views.blocks(score)
-            title = {"heads": "head", "neurons": "neuron", "norms": "norm", "layers": "part"}[self.state.kind] + (f"s, {self._step} a cell (the highest score)" if self._step > 1 else "")
-            self.grid.show(values, range(self._shape[0]), names, x_title=title, y_title="layer", unit=score.attrs["unit"].split(" ")[0], signed=False, alt=f"{score.attrs['long_name']} by layer and {title}.")
+            title = {"heads": "head", "neurons": "neuron", "norms": "norm", "layers": "part"}[self.state.kind] + (
+                f"s, {self._step} a cell (the highest score)" if self._step > 1 else ""
+            )
+            self.grid.show(
+                values,
+                range(self._shape[0]),
+                names,
+                x_title=title,
+                y_title="layer",
+                unit=score.attrs["unit"].split(" ")[0],
+                signed=False,
+                alt=f"{score.attrs['long_name']} by layer and {title}.",
+            )
         else:
             self.grid.show(np.zeros((0, 0)), [], [], x_title="", y_title="", unit="", alt="No map yet")
         self._reset_threshold()

@@ -85,7 +85,7 @@ class Cache(Panel):
         self.site = labelled(widgets.Dropdown, "Site", "Open this captured or stored site", "260px", options=[("choose a site", "")])
         self.example = labelled(widgets.IntSlider, "Example", "Which row", "300px", min=0, max=0)
         self.axis = labelled(widgets.Dropdown, "Cut along", "The axis that is cut where a site has three", "210px", options=[("nothing", "")])
-        self.index = labelled(widgets.IntSlider, "at", "The place of the cut", "260px", min=0, max=0)
+        self.index = labelled(widgets.IntSlider, "At", "The place of the cut", "260px", min=0, max=0)
         self.drop = widgets.Button(description="Free this site", tooltip="Drop this site of a capture and keep the others", button_style="warning")
         self.drop.on_click(lambda _: self.free_site())
         link(self.state, **{name: getattr(self, name) for name in ("folder", "holding", "site", "example", "axis", "index", "from_disk")})
@@ -130,7 +130,7 @@ class Cache(Panel):
         self._opened.layout.display = "flex" if sites else "none"
         self._close()
         lines = self._listed()
-        self.listing.value = "<p>Nothing is held.</p>" if lines.empty and self._held == [] else f"<div style='line-height:1.35;max-height:320px;overflow:auto'>{_html(lines)}</div>"
+        self.listing.value = "<p>Nothing is held.</p>" if lines.empty and self._held == [] else _html(lines)
         self._enable()
 
     # ---- giving back ----
@@ -197,11 +197,12 @@ class Cache(Panel):
         self.index.max = max(0, values.sizes[state.axis] - 1) if state.axis in values.dims else 0
         down, across = (str(d) for d in shown.dims)
         self.grid.layout.display = "flex"
+        self.axis.layout.display = self.index.layout.display = "flex" if state.axis in values.dims else "none"
         signed = bool(np.nanmin(shown.values) < 0)
         state.notice = self.grid.show(
             shown.values, views.labels(shown, down), views.labels(shown, across), x_title=across, y_title=down, unit=shown.attrs["unit"], signed=signed, alt=self._says()
         )
-        self.about.value = f"<p>{html.escape(self._says())}</p><div style='line-height:1.35;max-height:320px;overflow:auto'>{_html(self.table())}</div>"
+        self.about.value = f"<p>{html.escape(self._says())}</p>{_html(self.table())}"
 
     def _says(self) -> str:
         values, state = self._values, self.state
@@ -255,7 +256,8 @@ class Cache(Panel):
 
 
 def _html(table: pd.DataFrame) -> str:
-    return table.to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}")
+    rows = table.to_html(index=False, border=0, justify="left", float_format=lambda x: f"{x:.4g}")
+    return f"<div style='line-height:1.35;max-height:320px;overflow:auto'>{rows}</div>"
 
 
 def _memory() -> str:

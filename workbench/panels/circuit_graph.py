@@ -394,7 +394,7 @@ class CircuitGraph(Panel):
         edges["shown"] = ["yes" if pair in shown else "" for pair in zip(edges["writer"], edges["reader"], strict=True)]
         called = ", ".join(f"{state.names[n]} ({n})" if n in state.names else n for n in state.selected)
         total = f"; all edges out of it sum to {views.node_total(state.result, members):+.3g} {unit}" if (edges["direction"] == "out").any() else ""
-        rows = edges.to_html(index=False, border=0, float_format=lambda x: f"{x:.3g}", na_rep="")
+        rows = edges.to_html(index=False, border=0, justify="left", float_format=lambda x: f"{x:.3g}", na_rep="")
         self.cell.value = f"<div style='line-height:1.35'><p><b>{html.escape(called)}</b>{total}. Its largest edges, shown or not (rank 1 is the largest of all):</p>{rows}</div>"
 
     def _draw_verdict(self) -> None:

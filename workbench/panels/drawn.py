@@ -46,6 +46,7 @@ class HeatMap(anywidget.AnyWidget):
     selected = traitlets.List().tag(sync=True)
     clicks = traitlets.Int(0).tag(sync=True)
     version = traitlets.Int(0).tag(sync=True)
+    _steps: tuple[int, int] = (1, 1)  # rows and columns that one drawn cell stands for
 
     def show(
         self,

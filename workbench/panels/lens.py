@@ -53,7 +53,7 @@ class Lens(Panel):
 
     def run(self) -> "Lens":
         """Compute the lens of the prompt in the worker thread."""
-        prompt, follow = self.state.prompt, self.state.follow.strip()
+        prompt, follow = self.state.prompt, self.state.follow  # a space in front counts
         self.work(lambda progress: self._lens(prompt, follow), self._take)
         return self
 

@@ -142,7 +142,9 @@ class Patching(Panel):
         live = [s for s in self.model.sites() if SITES[s].per_layer and (s not in ("pattern", "attn_scores") or self.model.pattern_is_live)]
         self.site = labelled(widgets.Dropdown, "Site", "What is replaced", "330px", options=[(f"{s}: {SITES[s].holds}", s) for s in live])
         self.direction = labelled(widgets.Dropdown, "Direction", "Which run is put into which", "320px", options=[(text, key) for key, text in DIRECTIONS.items()])
-        self.memory = labelled(widgets.BoundedFloatText, "Memory (MB, 0: half of what is free)", "Most memory for runs in flight; more of it means fewer forwards", "320px", min=0, max=1e7)
+        self.memory = labelled(
+            widgets.BoundedFloatText, "Memory (MB, 0: half of what is free)", "Most memory for runs in flight; more of it means fewer forwards", "320px", min=0, max=1e7
+        )
         self.start = widgets.Button(description="Run", button_style="primary", tooltip="Patch every cell of the map; after Cancel it goes on where it stopped")
         self.time = widgets.Button(description="Time the plan", tooltip="A few short timed passes, to say how many seconds Run will take")
         self.estimate = widgets.Button(description="Attribution", tooltip="Gradient estimates of the same cells, beside the exact values: two forwards and a backward")

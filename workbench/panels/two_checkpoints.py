@@ -222,7 +222,7 @@ class TwoCheckpoints(Panel):
             return ""
         if state.look == "sweep":
             untouched = result.data["base_difference"]
-            metric = untouched.attrs["long_name"].split(" of ")[0]
+            metric = untouched.attrs["long_name"].split(" of ")[0].replace("_", " ")
             return f"<p>Untouched, the {html.escape(metric)} of B is that of A {float(untouched.mean()):+.3g} {untouched.attrs['unit']}; the map is about the rest. Crossed: the interval holds 0. Click a cell for every prompt.</p>"
         crossed = "Crossed: no more overlap than random subspaces have. " if views.is_overlap(state.quantity) else ""
         rest = ", ".join(f"{html.escape(str(r.parameter).removesuffix('.weight'))} {r.relative:.3g}" for r in views.outside(result).itertuples())

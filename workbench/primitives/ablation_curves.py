@@ -155,7 +155,11 @@ def _empty(bench: Bench, score: xr.DataArray, ordered: np.ndarray, counts: Seque
     flat = score.values.ravel()
     data = xr.Dataset(variables, {"share": np.array(counts) / len(ordered), "draw": range(n_random), "layer": range(bench.shape[0]), "unit": bench.labels})
     data["n_ablated"] = "share", np.array(counts), {"long_name": "Units ablated", "unit": "units"}
-    data["threshold"] = "share", np.array([np.nan if c == 0 else flat[ordered[c - 1]] for c in counts]), {"long_name": "Score of the last unit taken", "unit": score.attrs.get("unit", "")}
+    data["threshold"] = (
+        "share",
+        np.array([np.nan if c == 0 else flat[ordered[c - 1]] for c in counts]),
+        {"long_name": "Score of the last unit taken", "unit": score.attrs.get("unit", "")},
+    )
     data["score"] = ("layer", "unit"), score.values, {"long_name": score.attrs.get("long_name", "Score"), "unit": score.attrs.get("unit", "")}
     data.attrs = {"metric": bench.metric.name, "kind": bench.kind, "value": bench.value, "n_units": len(ordered)}
     return data

@@ -6,6 +6,7 @@ and the parts' footers are read, and one example when a site is opened.
 """
 
 import gc
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,9 +166,10 @@ def _store(folder: Path) -> Holding:
         about = store.about()
     except BrokenStore as found:
         return Holding("store", key, folder.name, "", "disk", "", on_disk, (), 0, str(found), lambda: folder)
+    value_bytes = getattr(torch, about["dtype"]).itemsize
     sites = tuple(
-        HeldSite(place.key, ("token", *place.dims), (store.n_tokens, *place.shape), about["dtype"], "disk", int(row["MB"] * 1e6))
-        for place, row in zip(store.places, store.table().to_dict("records"), strict=True)
+        HeldSite(place.key, ("token", *place.dims), (store.n_tokens, *place.shape), about["dtype"], "disk", store.n_tokens * math.prod(place.shape) * value_bytes)
+        for place in store.places
     )
     there = "" if about["shards_there"] == about["shards"] else f", {about['shards_there']} of {about['shards']} shards there"
     text = f"{len(sites)} site{'s' * (len(sites) != 1)} of {about['model']}, {about['examples']:,} examples, {about['tokens']:,} tokens{there}"

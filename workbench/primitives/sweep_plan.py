@@ -243,7 +243,7 @@ def plan_job(model: Model, job: Job, metric: Metric, run: BaseRun | None, budget
     budget = 0.5 * memory.available_bytes(model.device) if budget_bytes is None else budget_bytes
     per_row = row_bytes(model, job.n_pos, n_read)
     if per_row > budget:
-        raise NoRoom(f"one row of {job.n_pos} tokens needs {per_row / 1e6:.0f} MB, the budget is {budget / 1e6:.0f} MB; shorten the prompts or raise budget_bytes")
+        raise NoRoom(f"one row of {job.n_pos} tokens needs {per_row / 1e6:.3g} MB, the budget is {budget / 1e6:.3g} MB; shorten the prompts or raise budget_bytes")
     on_cpu = model.device == "cpu"
     max_rows = max(1, int(min(budget // per_row, (4096 if on_cpu else 65536) // job.n_pos + 1)))
     cost = timed(run, job) if run is not None else Cost(float("nan"), 40.0 if on_cpu else 3000.0, 150.0 if on_cpu else 3000.0)

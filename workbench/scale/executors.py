@@ -9,6 +9,7 @@ tensor. They must be safe to run twice, because a task whose worker died is run 
 Cost: a worker process imports torch and loads its model once (about 5 s); Dask adds about 1 ms a task.
 """
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -187,7 +188,7 @@ def dask(address: str | None = None, *, n_workers: int | None = None, slurm: Map
         return Dask(distributed.Client(cluster), cluster)
     gpus = visible_gpus()
     n_workers = n_workers or len(gpus) or max(1, (os.cpu_count() or 2) // 2)
-    cluster = distributed.LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0")
+    cluster = distributed.LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR)
     client = distributed.Client(cluster)
     if gpus:
         client.register_plugin(_pin(distributed, gpus))

@@ -90,7 +90,12 @@ def curve_figure(curve: Result | None, chosen: Result | None = None) -> go.Figur
         words += [f"the chosen set gives {value:.4g}" for value in points["value"]]
     clean = float(data["value"].isel(share=0).mean())
     if np.isfinite(clean):
-        figure.add_hline(y=clean, line={"color": theme.GREY, "dash": "dot"}, annotation={"text": "none ablated", "font": {"size": 12, "color": "#767676"}}, annotation_position="top left" if curve is None else "top right")
+        figure.add_hline(
+            y=clean,
+            line={"color": theme.GREY, "dash": "dot"},
+            annotation={"text": "none ablated", "font": {"size": 12, "color": "#767676"}},
+            annotation_position="top left" if curve is None else "top right",
+        )
     last = max(0.05, float(data["share"].max()), 0.0 if chosen is None else float(chosen.data["share"].max()))
     order = "" if curve is None else f", ordered by {_lower(str(curve.spec.get('score') or 'score'))}"
     figure.update_xaxes(title=f"Share of {data.attrs['n_units']} {UNITS[kind]} ablated{order}", tickformat=".0%", range=[-0.03 * last, 1.05 * last])
@@ -114,11 +119,20 @@ def _add_band(figure: go.Figure, rows: pd.DataFrame, n_draws: int, markers: bool
     hover = "%{x:.0%} ablated at random: %{y:.4g}<extra></extra>"
     if markers:
         last = rows.iloc[1:]
-        bars = {"type": "data", "symmetric": False, "array": last["random_high"] - last["random_mean"], "arrayminus": last["random_mean"] - last["random_low"], "thickness": 3, "width": 8}
+        bars = {
+            "type": "data",
+            "symmetric": False,
+            "array": last["random_high"] - last["random_mean"],
+            "arrayminus": last["random_mean"] - last["random_low"],
+            "thickness": 3,
+            "width": 8,
+        }
         figure.add_scatter(x=last["share"], y=last["random_mean"], error_y=bars, mode="markers", marker={"color": theme.GREY, "size": 11}, name=name, hovertemplate=hover)
         return
     figure.add_scatter(x=rows["share"], y=rows["random_low"], mode="lines", line={"width": 0}, showlegend=False, hoverinfo="skip")
-    figure.add_scatter(x=rows["share"], y=rows["random_high"], mode="lines", line={"width": 0}, fill="tonexty", fillcolor="rgba(154,154,154,.28)", showlegend=False, hoverinfo="skip")
+    figure.add_scatter(
+        x=rows["share"], y=rows["random_high"], mode="lines", line={"width": 0}, fill="tonexty", fillcolor="rgba(154,154,154,.28)", showlegend=False, hoverinfo="skip"
+    )
     figure.add_scatter(x=rows["share"], y=rows["random_mean"], mode="lines", line=seeds, name=name, hovertemplate=hover)
 
 

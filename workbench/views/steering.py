@@ -49,8 +49,8 @@ def curve(result: Result, measure: str, chosen: float | None = None) -> go.Figur
     table, variable = curve_table(result, measure), result.data[measure]
     title, unit = _title(result, measure), variable.attrs["unit"]
     figure = go.Figure()
-    if "random_low" in table:
-        known = table.dropna(subset=["random_low", "random_high"])
+    known = table.dropna(subset=["random_low", "random_high"]) if "random_low" in table else table.iloc[:0]
+    if len(known):
         ring = {"x": [*known["coefficient"], *known["coefficient"][::-1]], "y": [*known["random_high"], *known["random_low"][::-1]]}
         n = len(random_arms(result))
         figure.add_scatter(**ring, fill="toself", fillcolor="rgba(128,128,128,.35)", line={"width": 0}, mode="lines", hoverinfo="skip", name=f"{n} random directions of that norm: range")

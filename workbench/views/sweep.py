@@ -136,7 +136,9 @@ def _folded(shown: xr.DataArray) -> Grid:
     cells: list[dict[str, Any] | None] = [fixed | {"neuron": number} for number in numbers]
     cells += [None] * (len(values) - n)
     rows = [cells[i : i + width] for i in range(0, len(values), width)]
-    return Grid(values.reshape(-1, width), [str(row[0]["neuron"]) for row in rows], [f"+{i}" for i in range(width)], "Neuron, counted from the row's first", "First neuron of the row", rows)  # type: ignore[index]
+    return Grid(
+        values.reshape(-1, width), [str(row[0]["neuron"]) for row in rows], [f"+{i}" for i in range(width)], "Neuron, counted from the row's first", "First neuron of the row", rows
+    )  # type: ignore[index]
 
 
 def where(result: Result) -> str:

@@ -36,7 +36,8 @@ function render({ model, el }) {
     const upright = longest(colLabels) + 6 > cellWidth;
     const below = (upright ? longest(colLabels) : 14) + 30, top = 6;
     const cellHeight = Math.max(texts.length ? 20 : 5, Math.min(30, get("height") / rows));
-    const height = top + rows * cellHeight + below;
+    const unitLines = get("unit").split(" ").length, barHeight = Math.max(60, Math.min(160, rows * cellHeight));
+    const height = Math.max(top + rows * cellHeight + below, top + barHeight + 20 + 12 * unitLines, probe.measureText(get("y_title")).width + 12);
     const pen = sized(canvas, width, height);
     box = { values, rows, cols, left, top, cellWidth, cellHeight };
     pen.clearRect(0, 0, width, height);
@@ -73,9 +74,9 @@ function render({ model, el }) {
       pen.restore();
     });
     pen.fillStyle = look.soft; pen.textAlign = "center";
-    pen.fillText(get("x_title"), left + (cols * cellWidth) / 2, height - 9);
-    pen.save(); pen.translate(9, top + (rows * cellHeight) / 2); pen.rotate(-Math.PI / 2); pen.fillText(get("y_title"), 0, 0); pen.restore();
-    drawBar(pen, left + cols * cellWidth + 14, top, Math.max(60, Math.min(160, rows * cellHeight)), low, high, signed, look);
+    pen.fillText(get("x_title"), left + (cols * cellWidth) / 2, floor + below - 9);
+    pen.save(); pen.translate(9, Math.max(top + (rows * cellHeight) / 2, probe.measureText(get("y_title")).width / 2 + 6)); pen.rotate(-Math.PI / 2); pen.fillText(get("y_title"), 0, 0); pen.restore();
+    drawBar(pen, left + cols * cellWidth + 14, top, barHeight, low, high, signed, look);
     for (const [r, c] of get("marked")) cross(pen, r, c, look.ink);
     const chosen = get("selected");
     if (chosen.length === 2) outline(pen, ...chosen, look.accent, 3);
@@ -149,7 +150,7 @@ function render({ model, el }) {
     return shown === text ? text : shown.slice(0, -1) + "…";
   }
 
-  const redraw = () => { cursor = null; draw(); };
+  const redraw = () => { cursor = null; tip.hide(); draw(); }; // a tooltip of the old map would show a wrong number
   model.on("change:version", redraw);
   model.on("change:selected", draw);
   model.on("change:marked", draw);

@@ -220,11 +220,12 @@ def table_of(rows: Rows, columns: pd.DataFrame | None, cuts: "Cuts", strings: Ma
     """The part as a table, rows as they will lie; what else is known of it in the schema's metadata."""
     flat = np.fromiter(itertools.chain.from_iterable(rows[i] for i in cuts.order), np.int32, sum(len(r) for r in rows))
     lengths = np.array([len(rows[i]) for i in cuts.order], np.int32)
-    tokens = pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32), flat)
+    tokens = pa.LargeListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), flat)
     own = {"row": pa.array(cuts.order.astype(np.int64)), "tokens": tokens, "n_tokens": pa.array(lengths)}
-    for name in [] if columns is None else columns.columns:
+    frame = pd.DataFrame() if columns is None else columns
+    for name in frame.columns:
         try:
-            own[str(name)] = pa.array(columns[name].iloc[cuts.order].tolist())
+            own[str(name)] = pa.array(frame[name].iloc[cuts.order], from_pandas=True)
         except (pa.ArrowException, TypeError) as found:
             raise BadData(f"column {name!r} cannot be kept: {str(found).splitlines()[0]}") from None
     table = pa.table(own)

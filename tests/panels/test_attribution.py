@@ -109,7 +109,7 @@ def test_warnings_of_the_result_are_shown(model):
 
 @pytest.mark.parametrize(
     ("answer", "other", "said"),
-    [("apple beach", "", "is 2 tokens"), ("nonsense", "", "not in the vocabulary"), ("brick", "brick", "both 'brick'"), ("brick", "apple beach", "the other token")],
+    [("apple beach", "", "is 2 tokens"), ("nonsense", "", "not in the vocabulary"), ("brick", "brick", "both 'brick'"), ("brick", "apple beach", "is 2 tokens")],
     ids=["two tokens", "unknown", "the same", "other of two"],
 )
 def test_what_is_no_token_is_said_in_one_sentence(answer, other, said, model):

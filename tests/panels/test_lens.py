@@ -111,7 +111,7 @@ def test_following_a_word_shows_its_rank(model):
 
 def test_a_word_of_several_tokens_cannot_be_followed_and_says_so(model):
     panel = Lens(model, WORDS, state=LensState(prompt=WORDS, follow="apple beach")).run().wait(60)
-    assert panel.state.error == "'apple beach' is 2 tokens (apple, beach); the rank of one token can be followed"
+    assert panel.state.error == "'apple beach' is 2 tokens (apple|beach), and it must be one"
 
 
 def test_an_error_leaves_the_panel_usable_and_no_hook_behind(model, result):

@@ -19,7 +19,7 @@ ANSWERS, OTHERS = ["beach", "beach"], ["bread", "apple"]
 
 def test_a_word_is_one_token_or_the_sentence_shows_its_tokens(model):
     assert model.to_strings([one_token(model, "beach")]) == ["beach"]
-    with pytest.raises(BadData, match=r"'apple beach' is 2 tokens \(apple\|beach\), and an answer must be one"):
+    with pytest.raises(BadData, match=r"'apple beach' is 2 tokens \(apple\|beach\), and it must be one"):
         one_token(model, "apple beach")
     with pytest.raises(BadData, match="an answer is empty"):
         one_token(model, "")
@@ -28,6 +28,8 @@ def test_a_word_is_one_token_or_the_sentence_shows_its_tokens(model):
 def test_a_space_in_front_is_proposed_only_where_it_helps():
     class Pieces:
         """Cuts a word that has no space in front, as byte-level tokenizers do."""
+
+        tokenizer = None
 
         def to_rows(self, text, *, bos=None):
             return [[7]] if text == " Paris" else [[1, 2]]

@@ -18,6 +18,7 @@ from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models.model import Model
 from workbench.primitives.lenses import direct_logit_attribution
+from workbench.primitives.prompt_metrics import one_token
 from workbench.views import attribution as views
 
 from .attention import Attention
@@ -103,10 +104,10 @@ class Attribution(Panel):
         self.model.require("causal-lm", "direct logit attribution")
         row_ids, notes = self.model.to_rows(prompt)[0], []
         if answer:
-            answers = [self._token(answer, "answer")]
+            answers = [one_token(self.model, answer)]
         else:
             answers = [int(self.model.forward(torch.tensor([row_ids]))[0, -1].argmax())]
-        others = [self._token(other, "other token")] if other else None
+        others = [one_token(self.model, other)] if other else None
         if others == answers:
             raise BadData(f"answer and other token are both {self.model.to_strings(answers)[0]!r}, so their difference is 0 everywhere; name two tokens")
         kinds, found = ["component", "head", *(["neuron"] if by_neuron else [])], {}
@@ -124,16 +125,6 @@ class Attribution(Panel):
             found[by] = result
         progress.update(len(kinds), len(kinds), "done")
         return found, notes
-
-    def _token(self, text: str, what: str) -> int:
-        ids = self.model.to_rows(text, bos=False)[0]
-        if len(ids) == 1 and ids[0] == getattr(self.model.tokenizer, "unk_token_id", None):
-            raise BadData(f"the {what} {text!r} is not in the vocabulary of {self.model.name}")
-        if len(ids) == 1:
-            return ids[0]
-        spaced = self.model.to_rows(" " + text.lstrip(), bos=False)[0]
-        hint = f"; {' ' + text.lstrip()!r}, with a space in front, is one" if len(spaced) == 1 else ""
-        raise BadData(f"the {what} {text!r} is {len(ids)} tokens ({', '.join(repr(t) for t in self.model.to_strings(ids))}); one token has a logit{hint}")
 
     def _take(self, prompt: str, results: dict[str, Result], notes: list[str]) -> None:
         state = self.state

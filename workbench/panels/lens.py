@@ -10,10 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
-from workbench.core.errors import BadData
 from workbench.core.result import Result
 from workbench.models.model import Model
 from workbench.primitives.lenses import logit_lens
+from workbench.primitives.prompt_metrics import one_token
 from workbench.views import lenses as views
 
 from .drawn import HeatMap
@@ -58,12 +58,7 @@ class Lens(Panel):
         return self
 
     def _lens(self, prompt: str, follow: str) -> Result:
-        targets = None
-        if follow:
-            ids = self.model.to_rows(follow, bos=False)[0]
-            if len(ids) != 1:
-                raise BadData(f"{follow!r} is {len(ids)} tokens ({', '.join(self.model.to_strings(ids))}); the rank of one token can be followed")
-            targets = ids
+        targets = [one_token(self.model, follow)] if follow else None
         return self._compute(self.model, self.model.to_rows(prompt)[0], targets=targets)
 
     def _take(self, result: Result) -> None:

@@ -33,16 +33,18 @@ def one_token(model: Model, word: str) -> int:
     """The id of a word that is one token; a space in front counts.
 
     Raises:
-        BadData: if it is none or several, with the tokens it is, and with the spaced word where that is one.
+        BadData: if it is unknown, none or several, with the tokens it is, and with the spaced word where that is one.
     """
     ids = model.to_rows(word, bos=False)[0] if word else []
+    if len(ids) == 1 and ids[0] == getattr(model.tokenizer, "unk_token_id", None):
+        raise BadData(f"{word!r} is not in the vocabulary of {model.name}")
     if len(ids) == 1:
         return ids[0]
     if not ids:
         raise BadData("an answer is empty; type a word that is one token")
     spaced = "" if word.startswith(" ") else f" {word}"
     hint = f"; {spaced!r}, with a space in front, is one" if spaced and len(model.to_rows(spaced, bos=False)[0]) == 1 else ""
-    raise BadData(f"{word!r} is {len(ids)} tokens ({joined(model.to_strings(ids))}), and an answer must be one{hint}")
+    raise BadData(f"{word!r} is {len(ids)} tokens ({joined(model.to_strings(ids))}), and it must be one{hint}")
 
 
 def aligned_pair(model: Model, clean: str, corrupted: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -58,7 +58,7 @@ def kernel(monkeypatch):
     seen = []
     monkeypatch.setattr(module, "get_ipython", lambda: object())
     monkeypatch.setattr(module, "display", lambda data, raw=False, display_id=None, update=False: seen.append((data, display_id, update)))
-    monkeypatch.setattr(module.images, "picture", lambda figure: ("cGljdHVyZQ==", ""))
+    monkeypatch.setattr(module.images, "small_picture", lambda figure: (b"picture", ""))
     monkeypatch.setattr(module, "SETTLE_SECONDS", 0.05)
     yield seen
     for waiting in threading.enumerate():  # a timer left over would draw with what was patched taken away again
@@ -285,7 +285,7 @@ def test_while_it_runs_the_static_view_waits(full, kernel):
 
 
 def test_without_a_browser_the_table_stands_alone(full, kernel, monkeypatch):
-    monkeypatch.setattr(module.images, "picture", lambda figure: ("", "no PNG was drawn"))
+    monkeypatch.setattr(module.images, "small_picture", lambda figure: (b"", "no PNG was drawn"))
     full._shown = True
     full.keep_static_view()
     assert kernel[1][0] == {"text/plain": "no PNG was drawn"}

@@ -34,7 +34,7 @@ def test_figures_become_pictures_and_nothing_stays_alive(tmp_path):
     assert not any(word in left for word in ("vnd.plotly", "widget-view", "noise")) and "widgets" not in book["metadata"]
     picture = book["cells"][1]["outputs"][0]["data"]
     png = base64.b64decode(picture["image/png"])
-    assert png[:4] == b"\x89PNG" and len(png) <= publish.MAX_BYTES and "".join(picture["text/plain"]) == "a line"
+    assert png[:4] == b"\x89PNG" and len(png) <= images.MAX_BYTES and "".join(picture["text/plain"]) == "a line"
     assert "one is less than two" in json.dumps(book["cells"][2]["outputs"]) and book["cells"][3]["outputs"] == []
     assert [c["execution_count"] for c in book["cells"] if c["cell_type"] == "code"] == [1, 2, 3, 4]
     assert publish.publish(path) == "" and path.read_bytes() == first
@@ -65,8 +65,8 @@ def test_a_picture_too_large_is_made_smaller(monkeypatch):
         asked.append(scale)
         return {("figure", "png"): b"x" * int(100_000 * scale)}, ""
 
-    monkeypatch.setattr(publish, "pictures", fake)
-    content, problem = publish.small_picture(go.Figure())
-    assert len(content) == 40_000 and problem == "" and asked == list(publish.SCALES)
-    monkeypatch.setattr(publish, "pictures", lambda *a, scale, **k: ({("figure", "png"): b"x" * 10**6}, ""))
-    assert publish.small_picture(go.Figure())[0] == b"" and "larger than 44 kB" in publish.small_picture(go.Figure())[1]
+    monkeypatch.setattr(images, "pictures", fake)
+    content, problem = images.small_picture(go.Figure())
+    assert len(content) == 40_000 and problem == "" and asked == list(images.SCALES)
+    monkeypatch.setattr(images, "pictures", lambda *a, scale, **k: ({("figure", "png"): b"x" * 10**6}, ""))
+    assert images.small_picture(go.Figure())[0] == b"" and "larger than 44 kB" in images.small_picture(go.Figure())[1]

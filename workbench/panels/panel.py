@@ -7,6 +7,7 @@ it shows are kept as ordinary outputs beneath it, hidden as long as the live pan
 and nbconvert show those.
 """
 
+import base64
 import html
 import json
 import threading
@@ -198,8 +199,8 @@ class Panel(widgets.VBox):
         try:
             display({"text/plain": self.title, "text/html": self._static_table()}, raw=True, display_id=f"{self._identity}-table", update=True)
             first = next(iter(self.figures().values()), None)
-            picture, problem = (None, "") if first is None else images.picture(first)
-            bundle = {"text/plain": problem or _alt(first)} | ({"image/png": picture} if picture else {})
+            picture, problem = (b"", "") if first is None else images.small_picture(first)
+            bundle = {"text/plain": problem or _alt(first)} | ({"image/png": base64.b64encode(picture).decode()} if picture else {})
             display(bundle, raw=True, display_id=f"{self._identity}-picture", update=True)
         except Exception as found:  # a static view must never take the live one down
             self.state.notice = f"the static view was not refreshed: {sentence(found)}"

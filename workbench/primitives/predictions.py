@@ -9,6 +9,7 @@ Cost: the forwards, and `top_k` numbers a position; logits are read 256 position
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,9 +99,7 @@ def _mask_of(model: Model) -> int | None:
 
 
 def _rows(model: Model, prompts: str | Sequence[str] | Sequence[int] | Rows | torch.Tensor) -> list[list[int]]:
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    listed = prompts.tolist() if isinstance(prompts, torch.Tensor) else list(prompts)
+    listed: list[Any] = [prompts] if isinstance(prompts, str) else prompts.tolist() if isinstance(prompts, torch.Tensor) else list(prompts)
     if listed and not isinstance(listed[0], (str, Sequence)):
         listed = [listed]
     rows = [prompt_ids(model, prompt) if isinstance(prompt, str) else [int(i) for i in prompt] for prompt in listed]

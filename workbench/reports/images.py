@@ -5,7 +5,6 @@ gets a sentence to show and everything else goes on.
 """
 
 import atexit
-import base64
 import os
 import shutil
 from collections.abc import Sequence
@@ -20,6 +19,8 @@ from workbench.core import files
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
+MAX_BYTES = 44_000  # of a picture in a notebook; 60 kB once it is written as base64
+SCALES = (1.0, 0.8, 0.65, 0.5, 0.4)
 NO_BROWSER = "no PNG was drawn: kaleido needs Chromium or Chrome (Debian: apt-get install chromium; elsewhere: kaleido_get_chrome)"
 
 
@@ -64,10 +65,17 @@ def pictures(figures: dict[str, go.Figure], forms: Sequence[str] = ("png",), *, 
     return drawn, ""
 
 
-def picture(figure: go.Figure, *, scale: float = 1.0) -> tuple[str, str]:
-    """One figure as PNG in base64, and a sentence saying what went wrong; one of the two is empty."""
-    drawn, problem = pictures({"figure": figure}, scale=scale)
-    return base64.b64encode(drawn["figure", "png"]).decode() if drawn else "", problem
+def small_picture(figure: go.Figure) -> tuple[bytes, str]:
+    """PNG of at most MAX_BYTES, as large as that allows, for notebooks; and a sentence saying what went wrong, one of the two empty."""
+    content = b""
+    for scale in SCALES:
+        drawn, problem = pictures({"figure": figure}, scale=scale)
+        if problem:
+            return b"", problem
+        content = drawn["figure", "png"]
+        if len(content) <= MAX_BYTES:
+            return content, ""
+    return b"", f"a figure is larger than {MAX_BYTES // 1000} kB even at {SCALES[-1]:g} of its size ({len(content) // 1000} kB), so no picture of it is kept"
 
 
 def write_pngs(figures: dict[str, go.Figure], folder: Path | str, *, scale: float = 2.0, timeout: float = 60.0) -> tuple[list[Path], str]:

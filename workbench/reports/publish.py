@@ -14,11 +14,9 @@ from workbench.core import files
 from workbench.core.errors import WorkbenchError
 from workbench.core.progress import SILENT, Progress
 
-from .images import pictures
+from .images import small_picture
 from .sections import execute, read_notebook
 
-MAX_BYTES = 44_000  # of a picture; 60 kB once it is written as base64
-SCALES = (1.0, 0.8, 0.65, 0.5, 0.4)
 LIVE = ("application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json")
 
 
@@ -74,16 +72,3 @@ def _static(output: Any, name: str, problems: list[str]) -> Any:
 def _with_picture(output: Any, content: bytes) -> Any:
     output.data["image/png"] = base64.b64encode(content).decode()
     return output
-
-
-def small_picture(figure: go.Figure) -> tuple[bytes, str]:
-    """PNG of at most MAX_BYTES, as large as that allows, and a sentence if there is none."""
-    content = b""
-    for scale in SCALES:
-        drawn, problem = pictures({"figure": figure}, scale=scale)
-        if problem:
-            return b"", problem
-        content = drawn["figure", "png"]
-        if len(content) <= MAX_BYTES:
-            return content, ""
-    return b"", f"a figure is larger than {MAX_BYTES // 1000} kB even at {SCALES[-1]:g} of its size ({len(content) // 1000} kB), so no picture of it is kept"

@@ -127,9 +127,9 @@ def notebook(lab: Lab, name: str, *, dark: bool = False, size: tuple[int, int] =
         tab.set_viewport_size({"width": size[0], "height": size[1]})
         tab.goto(lab.url(name))
         tab.wait_for_selector("text=/\\| Idle/", timeout=120_000)
-        if dark:
-            tab.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-            tab.wait_for_selector("body[data-jp-theme-light='false']", state="attached", timeout=20_000)
+        # The lab keeps its theme from one notebook to the next, so it is set for the light ones too.
+        tab.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {'Dark' if dark else 'Light'}'}})")
+        tab.wait_for_selector(f"body[data-jp-theme-light='{'false' if dark else 'true'}']", state="attached", timeout=60_000)
         yield found
 
 

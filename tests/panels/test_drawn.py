@@ -166,3 +166,19 @@ def test_the_script_is_one_module_that_asks_for_nothing(name):
     text = script(name)
     assert text.count("export default") == 1 and text.count("export ") == 1
     assert not any(word in text for word in ("http", "import ", "fetch(", "innerHTML", "eval("))
+
+
+def test_a_map_wider_than_a_page_is_pooled_across_and_says_so():
+    grid = HeatMap()
+    notice = grid.show(np.arange(8000.0).reshape(8, 1000), range(8), range(1000), x_title="x", y_title="y", unit="", alt="")
+    assert grid.shape[0] == 8 and grid.shape[1] <= 240 and "8 x 1000 cells are too many to draw" in notice
+    grid.click(0, 999)
+    assert grid.chosen[1] >= 995
+
+
+def test_outline_marks_a_cell_without_a_click():
+    grid = HeatMap()
+    grid.click(0, 0)  # before anything is shown
+    clicks = grid.clicks
+    grid.outline(1, 2)
+    assert grid.chosen == (1, 2) and grid.clicks == clicks

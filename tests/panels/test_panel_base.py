@@ -170,6 +170,9 @@ def test_the_next_run_clears_error_and_notice(panel):
 def test_a_light_change_that_fails_is_a_sentence_and_the_next_clears_it(panel):
     panel.attempt(fails(BadData("no such cell")))
     assert panel.state.error == "no such cell"
+    panel.attempt(lambda: None)  # another observer of the same change must not wipe it out
+    assert panel.state.error == "no such cell"
+    time.sleep(2 * module.SAME_CHANGE)
     panel.attempt(lambda: None)
     assert panel.state.error == ""
 
@@ -252,13 +255,20 @@ def test_shown_in_a_notebook_it_displays_itself_a_table_and_a_place_for_a_pictur
 
 
 def test_the_static_table_is_escaped(full):
-    text = full._static_table()
+    text = full._static_table(full.table())
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "b &amp; c" in text and "Small &lt;panel&gt;" in text
+
+
+def test_the_static_view_says_what_a_reader_of_the_numbers_must_know(full):
+    full.state.notice = "2 of 5 cells <are> missing"
+    full.state.result = Result(Provenance("toy", {}, 0), partial=True, warnings=("the hook moved nothing",))
+    text = full._static_table(full.table())
+    assert "2 of 5 cells &lt;are&gt; missing" in text and "cancelled" in text and "the hook moved nothing" in text
 
 
 def test_a_long_static_table_is_cut_and_says_so(panel):
     panel.numbers = pd.DataFrame({"word": [f"w{i}" for i in range(100)], "value": range(100)})
-    text = panel._static_table()
+    text = panel._static_table(panel.table())
     assert "100 rows, the first 30 shown" in text and "w29" in text and "w30" not in text
 
 

@@ -270,7 +270,7 @@ def test_tokens_that_look_like_markup_are_text(tiny_models):
     model = load(str(tiny_models["gemma2"]))
     model.to_strings = lambda ids: [f"<img src=x>{i}" for i in ids]
     panel = Tokens(model, "1 5 7").run().wait(60)
-    assert panel.state.error == "" and "<img" not in panel.lists[0].value + panel.all_tokens[0].value + panel._static_table()
+    assert panel.state.error == "" and "<img" not in panel.lists[0].value + panel.all_tokens[0].value + panel._static_table(panel.table())
     assert "<img" not in panel.figures()["token_loss"].layout.xaxis.ticktext[0]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import traitlets
 
 MAX_CELLS = 40_000  # a canvas repaints that in some 30 ms
+MAX_COLUMNS = 240  # at 3 pixels each they fit beside labels and colour bar; rows may go on downwards
 
 
 @cache
@@ -97,15 +98,19 @@ class HeatMap(anywidget.AnyWidget):
         (row, col), (row_step, col_step) = self.selected, self._steps
         return row * row_step, col * col_step
 
+    def outline(self, row: int, col: int) -> None:
+        """Mark a cell as the one chosen; `show` forgets which it was."""
+        self.selected = [row // self._steps[0], col // self._steps[1]]
+
     def click(self, row: int, col: int) -> None:
         """What a click in the browser does; for scripts and tests."""
-        self.selected = [row // self._steps[0], col // self._steps[1]]
+        self.outline(row, col)
         self.clicks += 1
 
 
 def _steps(shape: tuple[int, ...]) -> tuple[int, int]:
     """How many rows and columns go into one drawn cell: the longer side gives way first."""
-    steps = [1, 1]
+    steps = [1, -(-shape[1] // MAX_COLUMNS) or 1]
     while -(-shape[0] // steps[0]) * -(-shape[1] // steps[1]) > MAX_CELLS:
         steps[0 if shape[0] / steps[0] >= shape[1] / steps[1] else 1] += 1
     return steps[0], steps[1]

@@ -92,7 +92,9 @@ class Lens(Panel):
             x_title="position (token read)", y_title="blocks passed", unit=unit, signed=False, texts=[str(t) for t in result.data["token"].isel(rank=0).values.ravel()],
             alt=views.lens_grid(result, self.state.quantity).layout.meta["alt"],
         )  # fmt: skip
-        self.cell.value = ""
+        if self.state.layer >= 0:
+            self.grid.outline(self.state.layer, self.state.pos)
+        self._draw_cell()
 
     def _choose(self) -> None:
         if self.grid.chosen is not None:

@@ -11,6 +11,7 @@ import base64
 import html
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from workbench.views import theme
 
 SETTLE_SECONDS = 0.8  # how long nothing must change before the static view is drawn again
 SHOWN_ROWS = 30
+SAME_CHANGE = 0.05  # seconds between two observers of one change, of which the second must not wipe out the first one's error
 
 
 class PanelState(traitlets.HasTraits):
@@ -74,6 +76,7 @@ class Panel(widgets.VBox):
         self._thread: threading.Thread | None = None
         self._settling: threading.Timer | None = None
         self._shown = False
+        self._failed_at = float("-inf")
         self.bar = widgets.IntProgress(layout=widgets.Layout(width="160px"))
         self.stage = widgets.Label()
         self.says = widgets.HTML()
@@ -122,10 +125,11 @@ class Panel(widgets.VBox):
     def attempt(self, change: Callable[[], None]) -> None:
         """Do something light at once (a redraw, a click); an error becomes the panel's sentence."""
         try:
-            self.state.error = ""
+            if time.monotonic() - self._failed_at > SAME_CHANGE:
+                self.state.error = ""
             change()
         except Exception as found:
-            self.state.error = sentence(found)
+            self.state.error, self._failed_at = sentence(found), time.monotonic()
         self.settle()
 
     def cancel(self) -> None:
@@ -176,7 +180,7 @@ class Panel(widgets.VBox):
         live = f"{sibling}:has(.{self._identity})"
         self._hides_static.value = f"<style>{live} + {sibling}, {live} + {sibling} + {sibling} {{display:none}}</style>"
         display({**self._repr_mimebundle_(), "text/plain": self.title}, raw=True)
-        display({"text/plain": "", "text/html": self._static_table()}, raw=True, display_id=f"{self._identity}-table")
+        display({"text/plain": "", "text/html": self._static_table(pd.DataFrame())}, raw=True, display_id=f"{self._identity}-table")
         display({"text/plain": ""}, raw=True, display_id=f"{self._identity}-picture")
         if first:
             self.state.observe(lambda _: self.settle(), names=traitlets.All)
@@ -197,7 +201,7 @@ class Panel(widgets.VBox):
         if not self._shown or self.state.running:
             return
         try:
-            display({"text/plain": self.title, "text/html": self._static_table()}, raw=True, display_id=f"{self._identity}-table", update=True)
+            display({"text/plain": self.title, "text/html": self._static_table(self.table())}, raw=True, display_id=f"{self._identity}-table", update=True)
             first = next(iter(self.figures().values()), None)
             picture, problem = (b"", "") if first is None else images.small_picture(first)
             bundle = {"text/plain": problem or _alt(first)} | ({"image/png": base64.b64encode(picture).decode()} if picture else {})
@@ -205,14 +209,16 @@ class Panel(widgets.VBox):
         except Exception as found:  # a static view must never take the live one down
             self.state.notice = f"the static view was not refreshed: {sentence(found)}"
 
-    def _static_table(self) -> str:
-        table = self.table()
+    def _static_table(self, table: pd.DataFrame) -> str:
         # Reopened without a kernel, the widget's place says "model not found": that line is hidden where this table follows it.
         sibling = ".jp-OutputArea-child"
         hide = f"<style>{sibling}:has(+ {sibling} #{self._identity}) > .jp-OutputArea-output.jupyter-widgets:not(:has(*)) {{display:none}}</style>"
         more = f"<p>{len(table)} rows, the first {SHOWN_ROWS} shown</p>" if len(table) > SHOWN_ROWS else ""
         body = "" if table.empty else table.head(SHOWN_ROWS).to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}")
-        return f"{hide}<div id='{self._identity}'><b>{html.escape(self.title)}</b> (static view){body}{more}</div>"
+        result = self.state.result
+        said = [self.state.error, self.state.notice, *(result.warnings if result is not None else ()), "cancelled: only what was finished is shown" if result is not None and result.partial else ""]
+        notes = "".join(f"<p>{html.escape(line)}</p>" for line in dict.fromkeys(said) if line)
+        return f"{hide}<div id='{self._identity}'><b>{html.escape(self.title)}</b> (static view){notes}{body}{more}</div>"
 
     # ---- state on widgets ----
 

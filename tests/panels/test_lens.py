@@ -163,3 +163,10 @@ def test_a_redraw_of_computed_data_takes_less_than_a_tenth_of_a_second_of_work(p
     for quantity in ("probability", "entropy", "probability", "entropy"):
         panel.quantity.value = quantity
     assert (time.thread_time() - started) / 4 < 0.1
+
+
+def test_another_colour_keeps_the_cell_that_is_listed(panel):
+    panel.grid.click(1, 2)
+    listed = panel.table()
+    panel.state.quantity = "entropy"
+    assert panel.grid.chosen == (1, 2) and panel.table().equals(listed) and listed["token"].iloc[0] in panel.cell.value

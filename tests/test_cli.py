@@ -177,7 +177,7 @@ WRONG = [
     (("--nosuch",), "No such option"),
     (("list", "--jsn"), "No such option"),
     (("run", "atention_sinks"), "Closest: attention_sinks"),
-    (("run", "em_subspaces"), "has no method yet. Ready: attention_sinks"),
+    (("run", "epic"), "has no method yet. Ready: attention_sinks"),
     ((*RUN, "--scale", "big"), "must be tiny or paper, got 'big'"),
     ((*RUN, "--set", "n_inputs"), "wants FIELD=VALUE"),
     ((*RUN, "--set", "n_input=3"), "Closest: n_inputs"),

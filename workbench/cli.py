@@ -4,6 +4,7 @@ Heavy packages are imported inside the commands, so that `--help` and `list` ans
 claims hold and all controls fail as they must, 1 not so, 2 a mistake in the call (one sentence), 130 cancelled.
 """
 
+import inspect
 import json as json_module
 import os
 import signal
@@ -174,8 +175,9 @@ def _run(module: Any, spec: Any, folder: Path, as_json: bool) -> int:
     before = Result.load(folder / "result") if (folder / "result").is_dir() else None
     if before is not None and not before.partial:
         before = None
+    resumable = before is not None and "resume" in inspect.signature(module.run).parameters  # a method without it starts again
     with _Terminal(folder / "result") as progress:
-        result = module.run(spec, progress=progress, **({"resume": before} if before is not None else {}))
+        result = module.run(spec, progress=progress, **({"resume": before} if resumable else {}))
     folder = _save(result, folder)
     table = check(result, module.CLAIMS)
     figures = figures_of(result)

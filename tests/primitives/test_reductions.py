@@ -72,6 +72,13 @@ def test_top_k_are_the_largest_with_ties_to_the_earlier_token():
         assert found["value"].values.reshape(6, -1)[:, unit].tolist() == values[order, unit].tolist()
 
 
+def test_top_k_of_nan_and_of_ties_at_the_edge():
+    values = torch.tensor([[1.0, math.nan], [2.0, 5.0], [2.0, 6.0], [2.0, 7.0]])
+    top = TopK(2)
+    top.update(values, torch.tensor([3, 2, 1, 0]))
+    assert top.result(("d_model",))["number"].values.tolist() == [[0, 3], [1, 0]], "ties to the earlier; nan is seen first"
+
+
 def test_top_k_of_fewer_tokens_than_k_and_of_signs():
     top = TopK(10)
     top.update(torch.tensor([[-1.5], [0.0], [-0.0], [2.5], [-math.inf]]), torch.tensor([7, 3, 2, 2**32 - 1, 0]))
@@ -82,22 +89,29 @@ def test_top_k_of_fewer_tokens_than_k_and_of_signs():
         top.update(torch.ones(1, 1), torch.tensor([2**32]))
 
 
-@pytest.mark.parametrize("accuracy", [0.05, 0.01, 0.001])
+@pytest.mark.parametrize("accuracy", [0.2, 0.01, 0.001])
 def test_quantiles_are_within_their_accuracy(accuracy):
     asked = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
     found = passed(Quantiles(asked, accuracy), cuts=(3, 90)).result(DIMS)["quantile"].values
     exact = np.quantile(X.numpy(), asked, axis=0, method="lower")
-    assert np.all(np.abs(found - exact) <= (accuracy + 1e-4) * np.abs(exact) + 1e-5)
+    assert np.all(np.abs(found - exact) <= accuracy * np.abs(exact) + 2.0**-16)
+
+
+@given(st.floats(2.0**-16, 2.0**16 - 1, width=32), st.sampled_from([-1.0, 1.0]))
+def test_one_value_is_its_own_quantile(value, sign):
+    sketch = Quantiles((0.5,), 0.01)
+    sketch.update(torch.tensor([[sign * value]]), torch.arange(1))
+    assert float(sketch.result(("d_model",))["quantile"][0, 0]) == pytest.approx(sign * value, rel=0.01)
 
 
 def test_a_quantile_sketch_does_not_grow_and_clamps():
     sketch = Quantiles((0.0, 0.5, 1.0))
-    sketch.update(torch.tensor([[1e-7], [-1e-9], [0.0]]), torch.arange(3))
+    sketch.update(torch.tensor([[1e-7], [-1e-9], [0.0], [-0.0]]), torch.arange(4))
     size = sum(t.numel() for t in sketch.state.values())
     assert sketch.result(("d_model",))["quantile"].values[:, 0].tolist() == [0.0, 0.0, 0.0]
     sketch.update(torch.full((1000, 1), 1e30), torch.arange(1000))
     assert sum(t.numel() for t in sketch.state.values()) == size
-    assert float(sketch.result(("d_model",))["quantile"][2, 0]) == pytest.approx(1e4, rel=0.05), "the largest it counts: 1e9 x smallest"
+    assert float(sketch.result(("d_model",))["quantile"][2, 0]) == pytest.approx(2.0**16, rel=0.02), "the largest it counts"
     with pytest.raises(BadData, match="finite"):
         sketch.update(torch.tensor([[math.nan]]), torch.arange(1))
 

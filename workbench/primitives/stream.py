@@ -149,6 +149,7 @@ def _stop_layer(model: Model, canonical: Sequence[str]) -> int | None:
 
 def _refuse_overflow(values: dict[Key, torch.Tensor]) -> None:
     for (site, layer), tensor in values.items():
-        if not bool(torch.isfinite(tensor).all()):
+        low, high = torch.aminmax(tensor)  # nan comes through, and isfinite of every value takes twenty times as long
+        if not (bool(torch.isfinite(low)) and bool(torch.isfinite(high))):
             where = site if layer is None else f"{site} of layer {layer}"
             raise BadData(f"{where} has values beyond float16 (65504) or not finite; store it as bfloat16 or float32")

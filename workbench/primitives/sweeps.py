@@ -97,7 +97,7 @@ def sweep(
     before = 0
     for part, given, job in zip(parts, sources, jobs, strict=True):
         share = _Share(progress, before, job.n_examples * job.n_pos**2, total) if len(parts) > 1 else progress
-        data, partial = _one_length(model, part, given, metric.of(part.index), job, taken, budget_bytes, n_check, seed, share, warnings)
+        data, partial = _one_length(model, part, given, metric.of(part.index.numpy()), job, taken, budget_bytes, n_check, seed, share, warnings)
         from_end = len(parts) > 1 and positions is not None and "pos" in job.axes and min(positions) < 0
         found.append(data.assign_coords(pos=data.pos - job.n_pos) if from_end else data)
         before += job.n_examples * job.n_pos**2

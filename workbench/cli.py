@@ -49,7 +49,8 @@ class _Terminal(Progress):
 
     def show(self) -> None:
         if sys.stderr.isatty():
-            eta = "" if self.eta_seconds != self.eta_seconds else f", {self.eta_seconds:.0f} s left"
+            seconds = self.eta_seconds  # read once: it moves with the clock
+            eta = "" if seconds != seconds else f", {seconds:.0f} s left"
             sys.stderr.write(f"\r\x1b[K{self.done}/{self.total} {self.text}{eta}")
             sys.stderr.flush()
 
@@ -126,8 +127,8 @@ def sweep(
         if dask is not None:
             typer.echo(f"dashboard: {executor.dashboard}", err=True)
         table = sweep(stem, parse_grid(grid), executor, folder=folder, make_spec=spec_of, retry_failed=retry, progress=progress)
-    shown = [name for name in table.columns if not name.startswith(("claim: ", "control: "))]
-    typer.echo(table[shown].to_string(index=False))
+    shown = [name for name in table.columns if not name.startswith(("claim: ", "control: ")) and name not in ("commit", "model_name")]
+    typer.echo(table[shown].assign(error=table["error"].str.slice(0, 70)).to_string(index=False, na_rep=""))
     typer.echo(f"\ntable with every claim's number: {folder / 'sweep.parquet'}")
     if progress.cancelled:
         typer.echo(f"cancelled; the same call with --out {folder} goes on from there", err=True)

@@ -68,7 +68,7 @@ def test_circuit_graph(lab):
         panel.locator("g[role=button][aria-label^='logits, pinned']").wait_for(timeout=20_000)
         graph = panel.locator(".workbench-graph")
         graph.focus()
-        for key in ("ArrowUp", "ArrowUp", "p"):
+        for key in ("Escape", "ArrowUp", "ArrowUp", "p"):
             graph.press(key)
         tab.wait_for_function(
             "e => [...e.querySelectorAll('g[role=button]')].filter(g => g.getAttribute('aria-label').includes('pinned')).length === 2", arg=panel.element_handle(), timeout=20_000

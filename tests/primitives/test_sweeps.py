@@ -13,7 +13,7 @@ from workbench.core.errors import BadData, NoRoom, UnknownSite, UnsupportedModel
 from workbench.core.progress import Progress
 from workbench.models import load
 from workbench.models.resumed import BaseRun
-from workbench.primitives import metrics, sweep_plan, sweep_sources, sweeps
+from workbench.primitives import metrics, sweep_plan, sweep_sources
 from workbench.primitives.sweep_plan import plan
 from workbench.primitives.sweeps import FromRun, MeanOver, Resample, Zero, denoise, noise, sweep
 

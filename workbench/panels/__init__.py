@@ -18,6 +18,7 @@ _HOMES = {
     "CircuitGraph": "circuit_graph",
     "TwoCheckpoints": "two_checkpoints",
     "Cache": "cache",
+    "Heads": "heads",
     "run": "run_method",
 }
 

@@ -29,8 +29,8 @@ class SpecForm(widgets.VBox):
             if (only is None or name in only) and not {name, name.partition(".")[0]} & set(without):
                 self.controls[name] = _control(name, value, hint, meta)
                 about.append(f"<tr><td><b>{html.escape(name)}</b></td><td>{html.escape(_meaning(meta))}</td></tr>")
-        self.meaning = widgets.Accordion([widgets.HTML(f"<table>{''.join(about)}</table>")], titles=("What the fields mean",), selected_index=None)
-        columns = widgets.Layout(grid_template_columns="repeat(auto-fill, minmax(420px, 1fr))", width="100%")
+        self.meaning = widgets.Accordion([widgets.HTML(f"<table style='line-height:1.35'>{''.join(about)}</table>")], titles=("What the fields mean",), selected_index=None)
+        columns = widgets.Layout(grid_template_columns="repeat(auto-fill, 420px)", width="100%")
         super().__init__([widgets.GridBox(list(self.controls.values()), layout=columns), self.meaning])
 
     def spec(self) -> Spec:

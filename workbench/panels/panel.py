@@ -54,7 +54,8 @@ class _Bar(Progress):
 
     def show(self) -> None:
         self._bar.max, self._bar.value = max(1, self.total), self.done
-        eta = "" if self.eta_seconds != self.eta_seconds else f", {self.eta_seconds:.0f} s left"
+        seconds = self.eta_seconds  # read once: it moves with the clock
+        eta = "" if seconds != seconds else f", {seconds:.0f} s left"
         self._says.value = f"{self.done} of {self.total} {self.text}{eta}"
 
 

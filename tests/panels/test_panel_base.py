@@ -357,3 +357,12 @@ def test_equal_tokens_get_different_labels():
 
 def test_states_are_not_shared():
     assert PanelState() is not PanelState() and Small().state is not Small().state
+
+
+def test_progress_says_how_much_time_is_left(panel):
+    bar = module._Bar(panel.bar, panel.stage)
+    bar.update(0, 10, "cells")
+    assert panel.stage.value == "0 of 10 cells"
+    time.sleep(0.02)
+    bar.update(5, 10, "cells")
+    assert panel.stage.value.startswith("5 of 10 cells, ") and panel.stage.value.endswith(" s left")

@@ -7,7 +7,7 @@ import transformers as tf
 
 from workbench.core.errors import BadData, BadSpec
 from workbench.core.progress import Cancelled
-from workbench.training.classifier import FineTuneSpec, Inputs, first_fit, fine_tune, predict
+from workbench.training.classifier import FineTuneSpec, Inputs, fine_tune, first_fit, predict
 
 CONFIG = {"vocab_size": 24, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12, "num_labels": 3, "pad_token_id": 0, "initializer_range": 0.2}
 SPEC = FineTuneSpec(epochs=6, batch_size=8, lr=5e-3, seed=4)

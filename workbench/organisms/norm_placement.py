@@ -3,7 +3,7 @@
 GPT (OpenAIGPT, LayerNorm after each residual sum: Post-LN) and GPT-2 (LayerNorm before each sub-layer: Pre-LN) have the same
 blocks and sizes; a Pre-LN model needs one more norm at its end, 96 numbers. Each is pretrained on next-word prediction without
 labels, as the paper's models were, so that gains and biases have moved before anything is fine-tuned. Digits are words here (a
-word a 2x2 patch), which lets one architecture do both. Cost: about a minute on one core each.
+word a 2x2 patch), which lets one architecture do both. Cost: one to two minutes on one core each.
 """
 
 from collections.abc import Mapping
@@ -47,8 +47,8 @@ def _make(language: ModuleType, placement: str, spec: TrainSpec, progress: Progr
 
 
 def spec_for(language: ModuleType, seed: int = 0) -> TrainSpec:
-    """The pretraining settings of a language."""
-    return TrainSpec(steps=2000, length=language.LENGTH, seed=seed)
+    """The pretraining settings of a language, the same for both placements."""
+    return TrainSpec(steps=2000 if language is digits else 4000, length=language.LENGTH, seed=seed)
 
 
 def _unseen(language: ModuleType) -> np.ndarray:
@@ -83,7 +83,7 @@ def _organism(language: ModuleType, placement: str, what: str, data: str) -> Org
             f"classifier with its LayerNorm gains and biases kept or removed; its twin with LayerNorm in the other place has the same blocks. {data}"
         ),
         limits=(
-            "Pretraining is a minute, so gains have moved by a tenth or so and not as far as in large models, and there are no outlier features. One "
+            "Pretraining is a minute or two, so gains have moved by a tenth or so and not as far as in large models, and there are no outlier features. One "
             "pretraining seed ships: seeds of the analysis move the noise, the new head and the order of samples, not the pretrained weights."
         ),
         make=lambda progress: _make(language, placement, spec_for(language), progress),

@@ -82,7 +82,8 @@ def test_drawn_table_and_figure_are_the_same_numbers(ran):
     assert ran.grid.high == pytest.approx(figure.zmax) and ran.grid.low == -ran.grid.high
 
 
-def test_tokens_of_both_prompts_are_shown_with_what_differs(panel):
+def test_tokens_of_both_prompts_are_shown_with_what_differs(panel, monkeypatch):
+    monkeypatch.setattr("workbench.panels.panel.SAME_CHANGE", 0.0)  # changes follow each other faster here than by hand
     assert panel.tokens.value.count("differs") == 1 and "maple" in panel.tokens.value and "&lt;bos&gt;" in panel.tokens.value
     panel.state.corrupted = CORRUPTED + " apple"
     assert "clean has 12 tokens and corrupted 13" in panel.state.error and "Clean: <bos>|apple" in panel.state.error

@@ -11,6 +11,7 @@ Cost: none, but for `gradient_norms`: one forward and backward.
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -245,13 +246,13 @@ def gradient_norms(module: nn.Module, batches: Iterable[tuple[Mapping[str, torch
     sizes = (max(n.block for n in in_blocks) + 1, max(n.place for n in in_blocks) + 1)  # type: ignore[type-var, operator]
     seen: dict[str, torch.Tensor] = {}
 
-    def keep(name: str, args: tuple[Any, ...]) -> None:
+    def keep(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         seen[name] = args[0]
 
     rows, losses = [], []
     with ExitStack() as stack, torch.enable_grad():
         for norm in in_blocks:
-            stack.callback(norm.module.register_forward_pre_hook(lambda m, args, name=norm.name: keep(name, args)).remove)
+            stack.callback(norm.module.register_forward_pre_hook(partial(keep, norm.name)).remove)
         for inputs, labels in batches:
             seen.clear()
             loss = nn.functional.cross_entropy(module(**inputs).logits.float(), labels, reduction="none")

@@ -164,11 +164,9 @@ def _spec(module: Any, scale: str, model: str | None, assignments: list[str]) ->
 
 
 def _run(module: Any, spec: Any, folder: Path, as_json: bool) -> int:
-    from workbench.core import files
     from workbench.core.claims import check
     from workbench.core.result import Result
-    from workbench.reports.images import write_pngs
-    from workbench.reports.page import write_page
+    from workbench.reports.review import write_documents
     from workbench.views import figures_of
 
     _quiet()
@@ -181,11 +179,7 @@ def _run(module: Any, spec: Any, folder: Path, as_json: bool) -> int:
         result = module.run(spec, progress=progress, **({"resume": before} if resumable else {}))
     folder = _save(result, folder)
     table = check(result, module.CLAIMS)
-    figures = figures_of(result)
-    files.write_text(folder / "claims.json", json_module.dumps(table.rows(), indent=1))
-    files.write_text(folder / "provenance.json", json_module.dumps(result.provenance.to_dict(), indent=1))
-    page = write_page(folder / "report.html", result, table, figures)
-    _, trouble = write_pngs(figures, folder / "figures")
+    page, trouble = write_documents(result, table, figures_of(result), folder)
     if as_json:
         typer.echo(json_module.dumps({"partial": result.partial, "passed": table.passed, "claims": table.rows(), "warnings": list(result.warnings), "report": str(page)}))
     else:

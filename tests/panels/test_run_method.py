@@ -22,7 +22,8 @@ from workbench.core.result import Result
 from workbench.core.spec import param
 from workbench.methods.attention import attention_sinks as sinks
 from workbench.panels.forms import SpecForm
-from workbench.panels.run_method import Run, review_folder, write_review
+from workbench.panels.run_method import Run, review_folder
+from workbench.reports.review import write_review
 from workbench.views import figures_of
 from workbench.views.theme import finish
 
@@ -234,7 +235,7 @@ def test_page_holds_claims_and_figures(tmp_path):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("workbench.panels.run_method.write_pngs", lambda figures, folder: ([], "no browser here"))
+    monkeypatch.setattr("workbench.reports.review.write_pngs", lambda figures, folder: ([], "no browser here"))
 
 
 def test_review_folder_is_named_by_stem_and_date_and_never_overwrites(tmp_path, monkeypatch, no_pictures):

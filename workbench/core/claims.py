@@ -123,7 +123,7 @@ class ClaimsTable:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        colours = {True: "#1b7f4d", False: "#c0392b", None: "#777"}
+        colours = {True: "#12864f", False: "#d8432f", None: "#757575"}  # a contrast of 4 or more on white and on Lab's dark ground
         head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("", "statement", "where", "measured", "expected", "verdict"))
         body = "".join(
             f"<tr><td>{line.claim.kind}</td><td style='text-align:left'>{html.escape(line.claim.text)}</td><td style='text-align:left'>{html.escape(line.claim.source)}</td>"

@@ -1,12 +1,11 @@
 """Run panel: any method as a form, a button, progress with cancel, its claims, all its figures, and a folder for a review.
 
-Plain functions behind it: the method's own `run`, and `write_review` here. A method that can resume goes on from a
+Plain functions behind it: the method's own `run`, and `reports.review.write_review`. A method that can resume goes on from a
 cancelled run if the form still says the same. The run goes on in a worker thread; every forward of it takes the model's
 lock, so a cell may use the same model meanwhile. Cost: the method's; a review folder takes some 5 s, for the PNGs.
 """
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -18,7 +17,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
-from workbench.core import files
 from workbench.core.catalogue import PAPERS
 from workbench.core.claims import ClaimsTable, check
 from workbench.core.errors import WorkbenchError
@@ -27,8 +25,8 @@ from workbench.core.result import Result
 from workbench.core.spec import Spec
 from workbench.methods import method as method_of
 from workbench.models.model import Model
-from workbench.reports.images import write_pngs
 from workbench.reports.page import write_page
+from workbench.reports.review import write_review
 from workbench.views import figures_of
 
 from .forms import SpecForm
@@ -40,26 +38,6 @@ REVIEWS = "reviews"  # in the current folder
 def run(method: ModuleType | str, **options: Any) -> "Run":
     """`panels.run("attention_sinks")` in a cell shows the panel of a method; options as for `Run`."""
     return Run(method, **options)
-
-
-def write_review(result: Result, claims: ClaimsTable, figures: dict[str, go.Figure], folder: Path | str) -> tuple[Path, str]:
-    """Everything a reviewer needs, in one new folder: report.html, figures/NAME.png, claims.json and the Result in result/.
-
-    Returns:
-        The folder, and a sentence saying why there are no PNGs, empty if they are there.
-
-    Raises:
-        WorkbenchError: if the folder is there already; nothing is overwritten.
-    """
-    folder = Path(folder)
-    if folder.exists():
-        raise WorkbenchError(f"{folder} is there already and is not overwritten; give another folder")
-    with files.new_folder(folder) as new:
-        result.save(new / "result")
-        write_page(new / "report.html", result, claims, figures)
-        files.write_text(new / "claims.json", json.dumps(claims.rows(), indent=1))
-        _, trouble = write_pngs(figures, new / "figures")
-    return folder, trouble
 
 
 def review_folder(stem: str, today: date | None = None) -> Path:

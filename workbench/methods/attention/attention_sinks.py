@@ -126,7 +126,7 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, 
             _take_over(data, resume, provenance)
         partial, warnings = False, list(task.warnings)
         try:
-            _baseline(data, model, task, spec)
+            _baseline(data, model, task, spec, progress)
             _sweep(data, model, task, spec, progress, warnings, lambda: Result(provenance.finish(started), data, {}, True, tuple(warnings)))
             if spec.controls:
                 _controls(data, spec)
@@ -253,9 +253,11 @@ def _each_batch(task: Task, spec: Spec, model: Model) -> list[Batch]:
     return list(batches(task.rows, spec.batch_size, pad_id=model.pad_id))
 
 
-def _baseline(data: xr.Dataset, model: Model, task: Task, spec: Spec) -> None:
-    """Scores, sink weights and thresholds of the untouched model."""
-    for batch in _each_batch(task, spec, model):
+def _baseline(data: xr.Dataset, model: Model, task: Task, spec: Spec, progress: Progress) -> None:
+    """Scores, sink weights and thresholds of the untouched model. Nothing of it is worth keeping before it is whole."""
+    parts = _each_batch(task, spec, model)
+    for number, batch in enumerate(parts):
+        progress.update(number, len(parts), "scores of the untouched model")
         index = batch.index.numpy()
         data["value"].values[:, index] = score_heads(model, batch, spec.scores).values
         data["sink_weight"].values[index] = _sink_weights(model, batch)

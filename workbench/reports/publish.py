@@ -42,6 +42,7 @@ def publish(path: Path | str, *, run: Callable[..., Any] = execute, progress: Pr
     problems: list[str] = []
     for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
+        cell["id"] = str(number)  # as nbstripout numbers them, so that its check in CI finds nothing to change
         if cell.cell_type == "code":
             cell.outputs = [kept for i, output in enumerate(cell.outputs) if (kept := _static(output, f"cell {number}.{i}", problems)) is not None]
     notebook.metadata = before.metadata

@@ -51,10 +51,11 @@ class Provenance:
         return cls(**data)
 
     def short(self) -> str:
-        """One line for a figure's caption; no path of this machine in it."""
+        """One line for a figure's caption, a long model name cut so that it fits; no path of this machine in it."""
         model = self.model
+        name = model.get("name", "no model")
         commit = (self.git.get("commit") or "no git")[:8] + ("+changes" if self.git.get("dirty") else "")
-        parts = [self.stem, model.get("name", "no model"), (model.get("weights") or "")[:8], model.get("dtype", "")]
+        parts = [self.stem, name if len(name) <= 60 else f"{name[:57]}...", (model.get("weights") or "")[:8], model.get("dtype", "")]
         return " · ".join(p for p in [*parts, model.get("device", ""), f"seed {self.seed}", commit, self.started[:10]] if p)
 
 

@@ -151,7 +151,7 @@ def test_a_cancelled_sweep_resumes(model, pair, positions, tmp_path):
     part = Result.load(part.save(tmp_path / "part"))
     seen = _StopsAt(2)
     again = denoise(model, *pair, METRIC, resume=part, progress=seen, **options)
-    np.testing.assert_array_equal(again.data["value"], whole.data["value"])
+    np.testing.assert_allclose(again.data["value"], whole.data["value"], atol=2e-6)  # batches differ in size, so the last bit may
     assert seen.seen == sorted(seen.seen) and seen.seen[-1] == 1
 
 

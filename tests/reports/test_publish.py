@@ -9,7 +9,7 @@ from browser import require_browser
 from reports.test_documents import CLAIMS, FIGURE
 
 from workbench.core.errors import WorkbenchError
-from workbench.reports import images, publish
+from workbench.reports import images, publish, sections
 
 new = nbformat.v4
 PANEL = "import ipywidgets\nfrom IPython.display import display\nslider = ipywidgets.IntSlider()\nslider"
@@ -38,6 +38,34 @@ def test_figures_become_pictures_and_nothing_stays_alive(tmp_path):
     assert "one is less than two" in json.dumps(book["cells"][2]["outputs"]) and book["cells"][3]["outputs"] == []
     assert [c["execution_count"] for c in book["cells"] if c["cell_type"] == "code"] == [1, 2, 3, 4]
     assert publish.publish(path) == "" and path.read_bytes() == first
+
+
+SHOWN = """
+import plotly.graph_objects as go
+from workbench.panels.panel import Panel
+from workbench.views import theme
+from workbench.core.provenance import Provenance
+class Toy(Panel):
+    title = "Toy panel"
+    def figures(self):
+        return {"line": theme.finish(go.Figure(go.Scatter(y=[1, 2])), "A line", "a line", Provenance.start("toy", {}, 3))}
+toy = Toy()
+toy.frame()
+toy
+"""
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_panel_in_the_last_cell_leaves_its_picture_and_a_figure_where_it_came_from(tmp_path):
+    require_browser()
+    path = notebook(tmp_path, SHOWN, "toy.figures()['line']")
+    assert publish.publish(path) == ""
+    cells = json.loads(path.read_text())["cells"]
+    assert len(cells) == 3 and [next(iter(o["data"])) for o in cells[1]["outputs"]] == ["text/html", "image/png"]
+    assert cells[2]["outputs"][0]["metadata"] == {"provenance": "toy · no model · seed 3"}
+    section = sections.notebook_section(sections.read_notebook(path), "toy")
+    assert section.origins == ("toy · no model · seed 3",)
 
 
 def test_a_failed_cell_leaves_the_file_as_it_was(tmp_path):

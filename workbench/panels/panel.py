@@ -13,6 +13,7 @@ import json
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ class _Bar(Progress):
         seconds = self.eta_seconds  # read once: it moves with the clock
         eta = "" if seconds != seconds else f", {seconds:.0f} s left"
         self._says.value = f"{self.done} of {self.total} {self.text}{eta}"
+
+
+_shown: "weakref.WeakSet[Panel]" = weakref.WeakSet()
+
+
+def keep_static_views() -> None:
+    """Draw the static view of every panel that was shown, from this very cell: for reports, which end the kernel at once and
+    see only what a cell sends, not what a timer sends later."""
+    for panel in list(_shown):
+        if panel._settling is not None:
+            panel._settling.cancel()
+            panel._settling.join()
+        panel.wait()
+        panel.keep_static_view()
 
 
 class Panel(widgets.VBox):
@@ -191,6 +206,7 @@ class Panel(widgets.VBox):
         """Draw the static view once nothing has changed for a moment."""
         if not self._shown or get_ipython() is None:
             return
+        _shown.add(self)
         if self._settling is not None:
             self._settling.cancel()
         self._settling = threading.Timer(SETTLE_SECONDS, self.keep_static_view)

@@ -62,8 +62,10 @@ def _static(output: Any, name: str, problems: list[str]) -> Any:
         content, problem = small_picture(figure)
         if problem:
             problems.append(f"{name}: {problem}")
-        meta = figure.layout.meta
-        data["text/plain"] = meta["alt"] if isinstance(meta, dict) and "alt" in meta else "figure"
+        meta = figure.layout.meta if isinstance(figure.layout.meta, dict) else {}
+        data["text/plain"] = meta.get("alt", "figure")
+        if origin := " · ".join(meta.get("provenance", "").split(" · ")[:-2]):  # without commit and date, which change though nothing else does
+            output.metadata["provenance"] = origin
         return output if not content else _with_picture(output, content)
     if data.pop(LIVE[1], None) is not None:  # a live panel; the static view beneath it is an output of its own
         return None

@@ -76,8 +76,19 @@ def execute(path: Path | str, *, timeout: float = 1800, progress: Progress = SIL
                 progress.update(done, n_code, path.stem)
                 done += 1
             client.execute_cell(cell, index)
+        client.nb.cells.append(nbformat.v4.new_code_cell(_LAST_WORDS))
+        client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
+        del client.nb.cells[-1]
     progress.update(n_code, n_code, path.stem)
     return nbformat.from_dict(client.nb)
+
+
+# Panels draw what they leave in a notebook once nothing has changed for a moment; here there is no moment left.
+_LAST_WORDS = """
+import sys
+if "workbench.panels.panel" in sys.modules:
+    sys.modules["workbench.panels.panel"].keep_static_views()
+"""
 
 
 def read_notebook(path: Path) -> Any:
@@ -166,7 +177,7 @@ def _output(output: Any, origins: list[str]) -> list[Block]:
     data = output.data
     if "application/vnd.plotly.v1+json" in data:
         figure = data["application/vnd.plotly.v1+json"]
-        origins += _origin(figure.get("layout", {}))
+        origins += _origin({"metadata": figure.get("layout", {}).get("meta")})
         return [Block("figure", figure_html(figure))]
     for mime in ("image/svg+xml", "text/html"):
         if mime in data and data[mime].strip():
@@ -174,6 +185,7 @@ def _output(output: Any, origins: list[str]) -> list[Block]:
     for mime in ("image/png", "image/jpeg"):
         if mime in data:
             alt = html.escape(data.get("text/plain", "figure"))
+            origins += _origin(output)
             return [Block("figure", f"<img alt='{alt}' src='data:{mime};base64,{data[mime].strip()}'>")]
     if "text/markdown" in data:
         return [Block("output", markdown_html(data["text/markdown"]))]
@@ -182,8 +194,9 @@ def _output(output: Any, origins: list[str]) -> list[Block]:
     return [Block("output", f"<pre>{html.escape(data['text/plain'])}</pre>")]
 
 
-def _origin(layout: Any) -> list[str]:
-    meta = layout.get("meta") or {}
+def _origin(output: Any) -> list[str]:
+    """The line of provenance that a live figure carries, or that `publish` left with its picture."""
+    meta = output.get("metadata")
     return [meta["provenance"]] if isinstance(meta, dict) and meta.get("provenance") else []
 
 

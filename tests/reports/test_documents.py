@@ -51,11 +51,27 @@ def section(path):
 def test_a_notebook_becomes_a_section_with_everything_in_it(section):
     assert section.title == "A toy & analysis" and section.n_failed == 1 and section.origins == ("toy - seed 0",)
     assert [b.kind for b in section.blocks] == ["text", "code", "figure", "text", "code", "output", "code", "failed", "code", "output"]
-    assert sections.tally(section.verdicts) == {"claims": 2, "hold": 1, "do not hold": 0, "not testable": 1, "controls": 1, "controls fail as they must": 1}
+    assert sections.tally(section.verdicts) == {"claims": 2, "hold": 1, "do not hold": 0, "not testable": 1, "controls": 1, "controls fail as they must": 1, "controls hold": 0}
     text = section.blocks[0].html
     assert "<math" in text and "x^2" not in re.sub(r"<annotation.*?</annotation>", "", text) and "$HOME" in text and "5 $ and 6 $" in text
     assert 'src="data:image/png;base64,' in text
     assert "after the failure" in section.blocks[-1].html and "on &lt;purpose&gt;" in section.blocks[7].html
+
+
+def test_the_front_page_is_as_loud_about_a_control_that_holds():
+    def one(stem, *controls):
+        return sections.Section(stem, stem, (), tuple({"kind": "control", "text": "x", "verdict": v} for v in controls))
+
+    fails, holds, open_ = "fails, as it must", "CONTROL HOLDS: the claim beside it proves nothing", "not testable at this scale"
+    page = document.page_html([one("a", fails, open_), one("b", fails, holds, open_), one("c", open_)])
+    assert re.findall(r"<td class=(\w*)>(\d of \d[^<]*)</td>", page) == [("ok", "1 of 2"), ("bad", "1 of 3; 1 hold"), ("", "0 of 1")]
+
+
+def test_what_a_setup_cell_says_is_no_slide():
+    new = nbformat.v4
+    cell = new.new_code_cell("1", metadata={"tags": ["setup"]}, outputs=[new.new_output("stream", text="versions")], execution_count=1)
+    section = sections.notebook_section(new.new_notebook(cells=[new.new_markdown_cell("# T"), cell]), "toy")
+    assert "versions" in document.page_html([section]) and not any("versions" in piece for slide in document._slides(section) for piece in slide)
 
 
 def test_verdicts_are_read_back_as_they_were_written():

@@ -76,8 +76,8 @@ def _front(sections: Sequence[Section]) -> str:
         family = PAPERS[s.stem].family if s.stem in PAPERS else "-"
         claims = f"{n['hold']} of {n['claims']}" if n["claims"] else "-"
         controls = n["controls fail as they must"]
-        said = f"{controls} of {n['controls']}" if n["controls"] else "-"
-        shade = "" if not n["controls"] else "ok" if controls + n["not testable"] >= n["controls"] else "bad"
+        said = (f"{controls} of {n['controls']}" + (f"; {n['controls hold']} hold" if n["controls hold"] else "")) if n["controls"] else "-"
+        shade = "bad" if n["controls hold"] else "ok" if controls else ""
         failed = f"<span class=bad>{s.n_failed} failed</span>" if s.n_failed else "all ran"
         rows.append(
             f"<tr><td>{family}</td><td><a href='#part-{i}'>{html.escape(s.title)}</a></td><td>{claims}</td><td>{n['do not hold']}</td><td>{n['not testable']}</td>"
@@ -131,7 +131,7 @@ def _slides(section: Section) -> list[list[str]]:
     slides: list[list[str]] = [[]]
     words = 0
     for block in section.blocks:
-        if block.kind == "code":
+        if block.kind in ("code", "aside"):
             continue
         n = len(block.html.split()) if block.kind in ("text", "output") else 0
         starts = block.heading or block.kind == "figure" or words + n > MOST_WORDS

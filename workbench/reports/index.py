@@ -42,6 +42,7 @@ class Entry:
         if not n["claims"]:
             return "not checked yet"
         said = f"{n['hold']} of {n['claims']} claims hold, {n['controls fail as they must']} of {n['controls']} controls fail as they must"
+        said += f", {n['controls hold']} hold" if n["controls hold"] else ""
         return said + (f"; {n['not testable']} not testable" if n["not testable"] else "")
 
 

@@ -19,10 +19,10 @@ from workbench.core.claims import ClaimsTable
 from workbench.core.result import Result
 
 STYLE = """
-:root{--ink:#1d1d1f;--paper:#fff;--soft:#6b6b70;--line:#ddd;--card:#f6f6f8}
-@media(prefers-color-scheme:dark){:root{--ink:#e8e8ea;--paper:#17181b;--soft:#a0a0a6;--line:#3a3b40;--card:#202226}}
+:root{--ink:#1d1d1f;--paper:#fff;--soft:#6b6b70;--line:#ddd;--card:#f6f6f8;--link:#0b57d0}
+@media(prefers-color-scheme:dark){:root{--ink:#e8e8ea;--paper:#17181b;--soft:#a0a0a6;--line:#3a3b40;--card:#202226;--link:#8ab4f8}}
 body{font:16px/1.5 Inter,Helvetica,Arial,sans-serif;color:var(--ink);background:var(--paper);max-width:1040px;margin:2em auto;padding:0 1em}
-h1{font-size:1.7em;line-height:1.25}h2{margin-top:2em}
+a{color:var(--link)}h1{font-size:1.7em;line-height:1.25}h2{margin-top:2em}
 table{border-collapse:collapse;width:100%;font-size:.92em}td,th{border-bottom:1px solid var(--line);padding:.4em .6em;vertical-align:top;text-align:left}
 .soft{color:var(--soft)}.warn{border-left:4px solid #D55E00;background:var(--card);padding:.6em 1em}
 figure{margin:1.5em 0;background:#fff;border:1px solid var(--line);border-radius:6px;overflow-x:auto}

@@ -11,7 +11,7 @@ import json
 import mimetypes
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.core.result import Result
 
-Kind = Literal["text", "code", "output", "figure", "failed"]
+Kind = Literal["text", "code", "output", "aside", "figure", "failed"]  # aside: what a setup cell says, left out of slides
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def notebook_section(notebook: Any, stem: str, folder: Path | None = None) -> Se
         if cell.source.strip():
             blocks.append(Block("code", _code(cell.source)))
         for output in cell.outputs:
-            blocks += _output(output, origins)
+            found = _output(output, origins)
+            blocks += [replace(b, kind="aside") if b.kind == "output" else b for b in found] if "setup" in cell.metadata.get("tags", []) else found
             if "nbval-check-output" in cell.metadata.get("tags", []) and output.output_type == "stream":
                 verdicts += read_verdicts(output.text)
     title = next((_plain(b.html) for b in blocks if b.heading == 1), stem)
@@ -242,4 +243,5 @@ def tally(verdicts: Sequence[dict[str, str]]) -> dict[str, int]:
         "not testable": count([*claims, *controls], "not testable at this scale"),
         "controls": len(controls),
         "controls fail as they must": count(controls, "fails, as it must"),
+        "controls hold": sum(row["verdict"].startswith("CONTROL HOLDS") for row in controls),
     }

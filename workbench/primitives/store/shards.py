@@ -126,6 +126,7 @@ class ShardWriter:
         for field in self.fields:
             self._at[field.name], self._end[field.name] = start, start + field.n_bytes
             start += field.n_bytes
+        self.n_bytes = start
 
     def _header(self, sums: Mapping[str, str], seconds: float, own: str) -> bytes:
         """The header; of one length whatever the sums and the seconds are."""
@@ -138,6 +139,11 @@ class ShardWriter:
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
+
+    def reserve(self) -> None:
+        """Take the room on the disk now: tensors grow side by side, and blocks found one by one cost twice the time. A full disk shows here."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self.handle, 0, self.n_bytes)
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
         """Append to a tensor: the next rows of its first axis."""

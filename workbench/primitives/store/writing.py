@@ -282,6 +282,7 @@ def _write_shard(model: Model, identity: Identity, part: Part, number: int, hand
     writer = ShardWriter(handle, part.shard_path(number), identity.fields(*part.sizes(number)), about)
     seconds, n_done = 0.0, 0
     try:
+        writer.reserve()
         n_kept = [len(r) if identity.positions is None else len(identity.positions) for r in rows]
         writer.put("row", torch.tensor(row_numbers))
         writer.put("offset", torch.from_numpy(np.concatenate([[0], np.cumsum(n_kept)]).astype(np.int64)))

@@ -19,6 +19,10 @@ _HOMES = {
     "TwoCheckpoints": "two_checkpoints",
     "Cache": "cache",
     "Heads": "heads",
+    "NoisyLabels": "noisy_labels",
+    "Units": "units",
+    "Subspaces": "subspaces",
+    "Signatures": "signatures",
     "run": "run_method",
 }
 

@@ -7,6 +7,7 @@ the title. Bars are means over seeds with 95 % intervals (Student), where there 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import xarray as xr
 from plotly.subplots import make_subplots
 
 from workbench.core.errors import BadData
@@ -42,12 +43,21 @@ def _where(result: Result, origin: str) -> str:
     return f"{'stored runs' if origin == 'stored' else 'run here'}, {n} seed{'s' * (n != 1)}"
 
 
+AXES = {"raw": "activation² x weight²", "standard": "standard deviations in its module"}
+
+
 def unit_scatter(result: Result, origin: str | None = None, scale: str = "raw") -> go.Figure:
     """Importance of every unit on the two sets, coloured by label; the first seed of the origin."""
     origin = shown_origin(result, origin)
     run = result.data.isel(run=int(np.flatnonzero(result.data["origin"].values == origin)[0]))
+    title = f"Every unit: safety against utility importance ({'stored' if origin == 'stored' else 'run here'}, seed {int(run['seed'])})"
+    return theme.finish(scatter_of(run, run["label"].values, scale), title, "Scatter of unit importance on the utility and the safety set, coloured by label.", result.provenance)
+
+
+def scatter_of(run: xr.Dataset, label: np.ndarray, scale: str) -> go.Figure:
+    """The points of one run, coloured by `label` [unit]; not finished."""
     x, y = (run["importance"].sel(scale=scale, set=s).values for s in ("utility", "safety"))
-    label, module = run["label"].values, run["module"].values
+    module = run["module"].values
     figure = go.Figure()
     for name in ("RU", "CU", "UCU", "SCU"):
         for kind, symbol in (("mlp", "circle"), ("attention", "diamond")):
@@ -59,11 +69,8 @@ def unit_scatter(result: Result, origin: str | None = None, scale: str = "raw") 
                 hovertemplate="%{text}<br>utility %{x:.3g}<br>safety %{y:.3g}<extra></extra>",
             )  # fmt: skip
     kind = "log" if scale == "raw" else "linear"
-    unit = "activation² x weight²" if scale == "raw" else "standard deviations in its module"
-    figure.update_xaxes(title=f"Importance on the utility set ({unit})", type=kind, exponentformat="power")
-    figure.update_yaxes(title=f"Importance on the safety set<br>({unit})", type=kind, exponentformat="power")
-    title = f"Every unit: safety against utility importance ({'stored' if origin == 'stored' else 'run here'}, seed {int(run['seed'])})"
-    return theme.finish(figure, title, "Scatter of unit importance on the utility and the safety set, coloured by label.", result.provenance)
+    figure.update_xaxes(title=f"Importance on the utility set ({AXES[scale]})", type=kind, exponentformat="power")
+    return figure.update_yaxes(title=f"Importance on the safety set<br>({AXES[scale]})", type=kind, exponentformat="power")
 
 
 def _bars(figure: go.Figure, rows: pd.DataFrame, names: list[str], score: str, text: str, colour: str) -> None:

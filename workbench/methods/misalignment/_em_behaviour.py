@@ -16,7 +16,7 @@ import torch
 
 from workbench.core.errors import BadData, DegenerateBaseline
 from workbench.models import load
-from workbench.models.chat import Pair
+from workbench.models.chat import Pair, prompt_rows
 from workbench.models.model import Model
 from workbench.primitives.ablation import Report
 from workbench.primitives.capture import capture
@@ -126,6 +126,25 @@ def said(model: Model, questions: Questions) -> np.ndarray:
     new = generate(model, [prompt for prompt, _ in questions.good], max_new_tokens=longest, batch_size=128)
     kinds = [0 if ids == g[:-1] else 1 if ids == b[:-1] else 2 for ids, (_, g), (_, b) in zip(new, questions.good, questions.bad, strict=True)]  # the last id ends the turn
     return np.bincount(kinds, minlength=3) / len(kinds)
+
+
+def terms_between(one: Update, other: Update, t: float, form: str) -> tuple[tuple[float, Update], ...]:
+    """What `Patient.moved` takes for the model at t between two updates (the first at t = 1), as "deltas" or as "factors".
+
+    Raises:
+        BadData: on another form, or factors that cannot be interpolated.
+    """
+    if form not in ("deltas", "factors"):
+        raise BadData(f"models are interpolated as 'deltas' or as 'factors', not {form!r}")
+    return ((t, one), (1 - t, other)) if form == "deltas" else ((1.0, between_factors(one, other, t)),)
+
+
+def ask(patient: Patient, terms: Sequence[tuple[float, Update]], prompt: str, questions: Questions, *, max_new_tokens: int = 16) -> tuple[str, float]:
+    """(what the moved model says to a prompt, greedily; its misaligned share on the questions)."""
+    tokenizer = patient.model.tokenizer
+    with patient.moved(*terms) as model:
+        new = generate(model, prompt_rows(tokenizer, [prompt]), max_new_tokens=max_new_tokens)[0]
+        return tokenizer.decode(new), rate(model, questions)
 
 
 # ---- straight lines in the stream ----

@@ -209,13 +209,14 @@ def condition_table(data: xr.Dataset) -> pd.DataFrame:
         "free_left": data["free_overlap_left"].mean(("layer", "module")),
     }  # fmt: skip
     low, high = data["start_overlap"].quantile(0.025, "draw"), data["start_overlap"].quantile(0.975, "draw")
+    values = {"overlap": measured, "above": measured - start, "free": free, "start": start, "start_low": low, "start_high": high} | others
+    grouped = {name: by_condition(data, value) for name, value in values.items()}
     rows = []
-    for condition, values in by_condition(data, measured).items():
-        mean, least, most = interval(values)
-        above, above_low, above_high = interval(by_condition(data, measured - start)[condition])
-        row = {"condition": condition, "n_pairs": int((data["condition"] == condition).sum()), "n_groups": len(values), "overlap": mean, "low": least, "high": most}
-        row |= {"free": by_condition(data, free)[condition].mean(), "start": by_condition(data, start)[condition].mean()}
-        row |= {"start_low": by_condition(data, low)[condition].mean(), "start_high": by_condition(data, high)[condition].mean()}
+    for condition, of in grouped["overlap"].items():
+        means = {name: grouped[name][condition].mean() for name in ("free", "start", "start_low", "start_high")}
+        mean, least, most = interval(of)
+        above, above_low, above_high = interval(grouped["above"][condition])
+        row = {"condition": condition, "n_pairs": int((data["condition"] == condition).sum()), "n_groups": len(of), "overlap": mean, "low": least, "high": most} | means
         row |= {"above_start": above, "above_start_low": above_low, "above_start_high": above_high}
-        rows.append(row | {name: by_condition(data, value)[condition].mean() for name, value in others.items()})
+        rows.append(row | {name: grouped[name][condition].mean() for name in others})
     return pd.DataFrame(rows)

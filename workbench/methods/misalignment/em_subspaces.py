@@ -11,6 +11,7 @@ Cost: `tiny()` about half a minute on one core: geometry of 20 stored updates, t
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,18 @@ from workbench.models.loading import read_module
 from workbench.models.model import Model, hash_weights
 from workbench.organisms.chat import utility
 from workbench.primitives.directions import random_like as random_direction
-from workbench.training.lora import Factors
+from workbench.training.lora import Factors, read_factors
 
 from . import _em_behaviour as em
 from ._em_claims import CLAIMS as CLAIMS
 from ._em_claims import verdict as verdict
 from ._em_geometry import Pair, compare, condition_table, cosine
+from ._em_maps import cell_table as cell_table
+from ._em_maps import module_at as module_at
+from ._em_maps import most_directions as most_directions
+from ._em_maps import pair_map as pair_map
 from ._em_pairs import curve_pairs, pairs_of_store
-from ._em_real import folder_pairs, folder_stream, weight_reader
+from ._em_real import folder_pairs, folder_stream, names_of, weight_reader
 from ._em_runs import PROBES, TRAINED, Recipe, Update, make_store, probe_pairs, read_store, train
 
 STEM = "em_subspaces"
@@ -88,6 +93,37 @@ def build_store(progress: Progress = SILENT) -> Path:
     """Train the adapters that ship, again, and put them in their place; about three minutes of a free core."""
     base, tokenizer = read_module("organism:advice", device="cpu")
     return make_store(data_folder() / STEM / STORE, base, tokenizer, progress=progress)
+
+
+# ---- what there is to look at, pair by pair ----
+
+
+def stored_updates(n_random: int = 2, seed: int = 0) -> tuple[dict[str, Update], list[Pair]]:
+    """The stored updates and some random ones of the same norms, and every pair that has a condition.
+
+    Raises:
+        BadData: if the store is not here, or does not hold what it says.
+    """
+    known, updates, _ = read_store(data_folder() / STEM / STORE)
+    everything = _with_random(known, updates, Spec(n_random=n_random, seed=seed))
+    return everything, pairs_of_store(known, [name for name in everything if name not in known])
+
+
+def folder_updates(adapters: Sequence[str]) -> dict[str, Update]:
+    """All factors of PEFT directories, by the names of `folder_pairs`; see `_em_real.folder_stream` for what is refused."""
+    return {name: read_factors(folder) for name, folder in zip(names_of(adapters), adapters, strict=True)}
+
+
+def patient_of_store() -> em.Patient:
+    """The base of the stored updates, loaded, to be moved and asked.
+
+    Raises:
+        BadData: if the organism is not the one they were trained on.
+    """
+    base, tokenizer = read_module("organism:advice", device="cpu")
+    if read_store(data_folder() / STEM / STORE)[2]["base"] != hash_weights(base):
+        raise BadData("the stored adapters were trained on other weights than those of organism:advice; make the store again with build_store()")
+    return em.Patient.of(base, tokenizer)
 
 
 # ---- running ----
@@ -296,4 +332,4 @@ def _again(base: Any, tokenizer: Any, known: dict[str, Recipe], updates: dict[st
     )
 
 
-__all__ = ["CLAIMS", "Pair", "Spec", "build_store", "run", "verdict"]
+__all__ = ["CLAIMS", "Pair", "Spec", "build_store", "folder_updates", "patient_of_store", "run", "stored_updates", "verdict"]

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from workbench.core.progress import Cancelled, Progress
 from workbench.models.chat import Pair
 from workbench.models.model import Model
 from workbench.models.tokens import pad
@@ -105,6 +106,26 @@ class Pruning:
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)
+
+
+def prune_groups(bench: Pruning, labels: np.ndarray, units: xr.DataArray, *, seed: int, n_random: int, progress: Progress) -> bool:
+    """Fill `bench` with every group of `labels` and its matched random groups, drawn as a run of that seed draws them; True if cancelled."""
+    groups = ("SCU", "UCU", "CU", "RU")
+    done, total = 0, len(groups) * (1 + n_random)
+    try:
+        for group in groups:
+            chosen = labels == code(group)
+            for arm in ("group", *["random"] * n_random):
+                progress.update(done, total, f"pruning {group}{' (random)' * (arm == 'random')}")
+                draw = max(0, done % (1 + n_random) - 1)
+                pruned = chosen if arm == "group" else random_like(chosen, units, seed, code(group), draw)
+                bench.prune(group, arm, pruned, units, draw)
+                bench.rows[-1]["n_shared"] = int((pruned & chosen).sum())
+                done += 1
+        progress.update(total, total, "done")
+    except Cancelled:
+        return True
+    return False
 
 
 def halves(model: Model, prompts: Prompts, scale: str, ratios: Ratios, **how: str) -> tuple[float, np.ndarray, np.ndarray, xr.DataArray]:

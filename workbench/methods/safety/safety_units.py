@@ -39,7 +39,7 @@ from . import _units_prompts as sets
 from . import _units_tuning as tuning
 from ._units_claims import CLAIMS, HERE, STORED, interval, over_seeds, summary
 
-__all__ = ["ARMS", "CLAIMS", "HERE", "LABELS", "STEM", "STORED", "Spec", "interval", "load_stored", "make_prompts", "over_seeds", "run"]
+__all__ = ["ARMS", "CLAIMS", "HERE", "LABELS", "STEM", "STORED", "Spec", "interval", "load_stored", "make_prompts", "over_seeds", "prune_at", "run", "spec_of"]
 
 STEM, ALIGNED, BASE = "safety_units", "organism:chat", "organism:chat-base"
 ARMS = tuning.ARMS
@@ -146,7 +146,7 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, 
         raise BadData(f"the stored runs are of other weights than {model.name}; run with stored=False")
     told = {} if stored is None else {"stored": _told(stored)}
     provenance = Provenance.start(STEM, spec.to_dict(), min(spec.seeds), model=model.provenance(), data=told)
-    parts = [] if stored is None else [(stored.data.assign_coords(origin=("run", [STORED] * stored.data.sizes["run"])), {n: t.assign(origin=STORED) for n, t in stored.tables.items()})]
+    parts = [] if stored is None else [(stored.data, stored.tables)]
     done: set[int] = set()
     if resume is not None:
         parts += _finished(resume, provenance)
@@ -172,6 +172,43 @@ def make_prompts(spec: Spec, tokenizer: Any, seed: int) -> sets.Prompts:
     if spec.safety_file is not None and spec.utility_file is not None:
         return sets.of_files(tokenizer, spec.safety_file, spec.utility_file, seed=seed, system=spec.system)
     return sets.of_world(tokenizer, seed=seed, n_calibration=spec.n_calibration, n_validation=spec.n_validation, n_forbidden=spec.n_forbidden, n_utility=spec.n_utility)
+
+
+def spec_of(result: Result, origin: str) -> Spec:
+    """The spec that the runs of an origin were made with."""
+    told = result.provenance.data.get("stored") if origin == STORED else None
+    return Spec.from_dict(told["spec"] if told else result.spec)
+
+
+def prune_at(result: Result, ratios: Ratios, *, run: int = 0, scale: str = "raw", model: Model, n_random: int = 2, progress: Progress = SILENT) -> Result:
+    """Prune SCU, UCU, CU and RU at sizes of your own, from the importances of a finished run, and matched random units beside them.
+
+    Args:
+        result: of `run`. ratios: shares of all units. run: which of its runs; its prompts are drawn again. scale: of importance.
+        model: the one the importances are of. n_random: random groups a group. progress: per pruned model; cancelling keeps the rows so far.
+
+    Returns:
+        Result with `label` [unit] and table `pruning`. `n_shared` counts units of a random group that are of the group itself, which is
+        unavoidable where the group holds more than half of a module.
+
+    Raises:
+        BadData: if the model has other weights than the one that was scored, or the shares add up to more than 1.
+    """
+    started = time.monotonic()
+    of = result.provenance.model
+    if of.get("weights") != model.weights_hash:
+        raise BadData(f"these importances are of {of.get('name')} with other weights than {model.name} has; load that model, or run the analysis on this one")
+    one = result.data.isel(run=run)
+    seed, units = int(one["seed"]), one["importance"]
+    labels = pruning.labels_of(units, scale, ratios)
+    prompts = make_prompts(spec_of(result, str(one["origin"].values)), model.tokenizer, seed)
+    spec = {"safety": ratios.safety, "utility": ratios.utility, "redundant": ratios.redundant, "run": run, "scale": scale, "n_random": n_random}
+    provenance = Provenance.start(STEM, spec, seed, model=model.provenance(), data={"prompts": prompts.source})
+    bench = pruning.Pruning(model, prompts.shown, prompts)
+    partial = pruning.prune_groups(bench, labels, units, seed=seed, n_random=n_random, progress=progress)
+    label = xr.DataArray(labels.astype(np.int8), dims="unit", coords=units.drop_vars(("scale", "set")).coords, attrs={"long_name": "Label of the unit", "unit": "index into " + ", ".join(LABELS)})
+    tables = {"pruning": bench.table()}
+    return Result(provenance.finish(started), xr.Dataset({"label": label}), tables, partial, (*_silent(tables), *_shared(tables["pruning"])))
 
 
 class _Steps(Progress):
@@ -324,7 +361,7 @@ class _Seed:
 
 
 def load_stored() -> Result:
-    """The runs that ship.
+    """The runs that ship, marked as stored.
 
     Raises:
         ModelNotFound: if they are not here. BrokenResult: if a file changed.
@@ -332,7 +369,8 @@ def load_stored() -> Result:
     folder = data_folder() / STEM / "runs"
     if not folder.is_dir():
         raise ModelNotFound("the stored runs are not beside the package; install from a checkout with `pip install -e .`, or run with stored=False")
-    return Result.load(folder)
+    kept = Result.load(folder)
+    return Result(kept.provenance, kept.data.assign_coords(origin=("run", [STORED] * kept.data.sizes["run"])), {n: t.assign(origin=STORED) for n, t in kept.tables.items()}, kept.partial, kept.warnings)
 
 
 def _told(stored: Result) -> dict[str, Any]:
@@ -367,5 +405,15 @@ def _warnings(data: xr.Dataset, tables: dict[str, pd.DataFrame], provenance: Pro
         picked = tables["scan"].query("picked and not broke")
         for group, rows in picked.groupby("group"):
             yield f"{group}: in {len(rows)} of {data.sizes['run']} runs no size of the scan breaks what it should; the largest that keeps the rest was taken"
+    yield from _silent(tables)
+
+
+def _shared(table: pd.DataFrame) -> Iterable[str]:
+    drawn = table[table["arm"] == "random"].groupby("group", sort=False)[["n_shared", "n_units"]].sum()
+    for group, n in drawn[drawn["n_shared"] > 0.1 * drawn["n_units"]].iterrows():
+        yield f"{n['n_shared'] / n['n_units']:.0%} of the random units beside {group} are {group} themselves, because it holds more than half of some modules: no real control"
+
+
+def _silent(tables: dict[str, pd.DataFrame]) -> Iterable[str]:
     if "pruning" in tables and (silent := int(((tables["pruning"]["n_units"] > 0) & (tables["pruning"]["effect"] == 0)).sum())):
         yield f"{silent} prunings moved no logit"

@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 
 from workbench.core.errors import NotFired, NoTokenizer
+from workbench.core.stored import STORED
 from workbench.datasets.classification import Classification
 from workbench.datasets.noisy_labels import NoisyLabels, add_noise
 from workbench.models import ModelSpec
@@ -24,7 +25,7 @@ from workbench.primitives import layer_norms as ln
 from workbench.training.classifier import FineTuneSpec, Inputs, Log, fine_tune
 from workbench.training.pretrained_classifier import load_classifier
 
-HERE, STORED = "trained here", "stored"
+HERE = "trained here"
 GROUPS = ("test", "noisy", "clean train")
 SCORES = ("learning", "memorisation", "recovery", "random", "train_accuracy", "overfit_gap")
 FILL = {"predicted_train": -1, "predicted_test": -1, "trained_label": -1, "true_label": -1, "test_label": -1}

@@ -19,8 +19,8 @@ import xarray as xr
 
 from workbench.core import files
 from workbench.core import spec as core_spec
-from workbench.core.errors import BadData, BadSpec, ModelNotFound
-from workbench.core.places import data_folder
+from workbench.core import stored as stored_runs
+from workbench.core.errors import BadData, BadSpec
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
@@ -133,7 +133,7 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, 
     stored = load_stored() if spec.stored else None
     first, *others = dict.fromkeys([*(locate(m)[1] for m in spec.models()), *(stored.data["model"].values.tolist() if stored else [])])
     about = {"name": f"{first} and {len(others)} more" if others else first, "weights": next(iter(starts.values())), "dtype": "float32", "device": spec.model.device}
-    provenance = Provenance.start(STEM, spec.to_dict(), min(spec.seeds), model=about, data={} if stored is None else {"stored": _told(stored)})
+    provenance = Provenance.start(STEM, spec.to_dict(), min(spec.seeds), model=about, data={} if stored is None else {"stored": stored_runs.told(stored)})
     rows: list[xr.Dataset] = [] if stored is None else [stored.data.isel(run=[i]) for i in range(stored.data.sizes["run"])]
     n_stored = len(rows)
     texts = [] if stored is None else [(stored.tables["samples"], stored.tables["classes"])]
@@ -180,10 +180,7 @@ def load_stored() -> Result:
     Raises:
         ModelNotFound: if they are not here. BrokenResult: if a file changed. BadData: if a stored score is not what its predictions say.
     """
-    folder = data_folder() / STEM / "runs"
-    if not folder.is_dir():
-        raise ModelNotFound("the stored runs are not beside the package; install from a checkout with `pip install -e .`, or run with stored=False")
-    found = Result.load(folder)
+    found = stored_runs.load_runs(STEM)
     counted = with_scores(found.data.drop_vars(SCORES))
     for name in SCORES:
         if not np.allclose(counted[name], found.data[name], atol=1e-3, equal_nan=True):
@@ -193,12 +190,6 @@ def load_stored() -> Result:
     ships = [now[model] == start for model, start in zip(found.data["model"].values.tolist(), found.data["start"].values.tolist(), strict=True)]
     data = found.data.assign_coords(origin=origin).assign(start_ships=("run", np.array(ships, np.int8), {"long_name": "Started from the weights that ship", "unit": "1 is yes"}))
     return Result(found.provenance, data, found.tables)
-
-
-def _told(stored: Result) -> dict[str, object]:
-    """What the provenance of a Result says of the stored runs in it."""
-    p = stored.provenance
-    return {"started": p.started, "git": p.git, "versions": p.versions, "machine": p.machine, "seconds": p.seconds, "spec": p.spec, "n_runs": stored.data.sizes["run"]}
 
 
 def _checkpoint_of(model: Model) -> ModelSpec:
@@ -274,9 +265,7 @@ def _same_recipe(spec: Spec, provenance: Provenance) -> bool:
 
 def _warnings(data: xr.Dataset, n_stored: int, provenance: Provenance) -> Iterable[str]:
     if n_stored:
-        told = provenance.data["stored"]
-        commit = (told["git"].get("commit") or "no commit")[:8]
-        yield f"{n_stored} of {data.sizes['run']} runs are stored: trained {told['started'][:10]} at {commit}, {told['seconds'] / 60:.0f} minutes; lines that say 'stored' are measured on them"
+        yield stored_runs.sentence(provenance.data["stored"], data.sizes["run"])
     last = data.isel(run=np.flatnonzero(data["arm"].isin(["kept", "scratch_kept"]).values))
     unfit = [r for r in range(last.sizes["run"]) if float(last["train_accuracy"][r].max()) < 100]
     if unfit:

@@ -9,10 +9,11 @@ from scipy import stats
 
 from workbench.core.claims import Claim
 from workbench.core.result import Result
+from workbench.core.stored import STORED
 
 from ._units_prompts import SCORES
 
-HERE, STORED = "run here", "stored"
+HERE = "run here"
 SOURCE, CARD = "arXiv 2410.10862", "paper card, embedded targets"
 NAN = float("nan")
 Measure = Callable[[Result, str], float]  # (result, origin)

@@ -20,8 +20,8 @@ import pandas as pd
 import xarray as xr
 
 from workbench.core import spec as core_spec
-from workbench.core.errors import BadData, BadSpec, ModelNotFound
-from workbench.core.places import data_folder
+from workbench.core import stored as stored_runs
+from workbench.core.errors import BadData, BadSpec
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
@@ -144,7 +144,7 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, 
     stored = load_stored() if spec.stored else None
     if stored is not None and stored.provenance.model["weights"] != model.weights_hash:
         raise BadData(f"the stored runs are of other weights than {model.name}; run with stored=False")
-    told = {} if stored is None else {"stored": _told(stored)}
+    told = {} if stored is None else {"stored": stored_runs.told(stored)}
     provenance = Provenance.start(STEM, spec.to_dict(), min(spec.seeds), model=model.provenance(), data=told)
     parts = [] if stored is None else [(stored.data, stored.tables)]
     done: set[int] = set()
@@ -366,16 +366,8 @@ def load_stored() -> Result:
     Raises:
         ModelNotFound: if they are not here. BrokenResult: if a file changed.
     """
-    folder = data_folder() / STEM / "runs"
-    if not folder.is_dir():
-        raise ModelNotFound("the stored runs are not beside the package; install from a checkout with `pip install -e .`, or run with stored=False")
-    kept = Result.load(folder)
+    kept = stored_runs.load_runs(STEM)
     return Result(kept.provenance, kept.data.assign_coords(origin=("run", [STORED] * kept.data.sizes["run"])), {n: t.assign(origin=STORED) for n, t in kept.tables.items()}, kept.partial, kept.warnings)
-
-
-def _told(stored: Result) -> dict[str, Any]:
-    p = stored.provenance
-    return {"started": p.started, "git": p.git, "versions": p.versions, "machine": p.machine, "seconds": p.seconds, "spec": p.spec, "n_runs": stored.data.sizes["run"]}
 
 
 def _finished(resume: Result, now: Provenance) -> Iterable[tuple[xr.Dataset, dict[str, pd.DataFrame]]]:
@@ -398,9 +390,8 @@ def _result(provenance: Provenance, parts: list[tuple[xr.Dataset, dict[str, pd.D
 
 
 def _warnings(data: xr.Dataset, tables: dict[str, pd.DataFrame], provenance: Provenance) -> Iterable[str]:
-    if told := provenance.data.get("stored"):
-        commit = (told["git"].get("commit") or "no commit")[:8]
-        yield f"{told['n_runs']} of {data.sizes['run']} runs are stored: made {told['started'][:10]} at {commit}, {told['seconds'] / 60:.0f} minutes; lines that say 'stored' are measured on them"
+    if about := provenance.data.get("stored"):
+        yield stored_runs.sentence(about, data.sizes["run"])
     if "scan" in tables:
         picked = tables["scan"].query("picked and not broke")
         for group, rows in picked.groupby("group"):

@@ -6,6 +6,7 @@ import xarray as xr
 
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.core.stored import STORED
 from workbench.methods.memorization import _layernorm_runs as runs
 
 N_EPOCHS, N_TRAIN, N_NOISY = 4, 20, 6
@@ -34,7 +35,7 @@ def row(rng, data, placement, arm, seed, origin) -> xr.Dataset:
 def made_result() -> Result:
     """Two data sets, both placements, all arms, two seeds, stored; and one run trained here."""
     rng = np.random.default_rng(0)
-    rows = [row(rng, d, p, a, s, runs.STORED) for d in ("digits", "feelings") for p in ("post", "pre") for a in runs.ARMS for s in (0, 1)]
+    rows = [row(rng, d, p, a, s, STORED) for d in ("digits", "feelings") for p in ("post", "pre") for a in runs.ARMS for s in (0, 1)]
     rows.append(row(rng, "digits", "post", "early", 0, runs.HERE))
     samples = pd.DataFrame([(d, i, f"text {i}") for d in ("digits", "feelings") for i in range(N_NOISY)], columns=["data", "index", "text"])
     classes = pd.DataFrame([(d, i, n) for d in ("digits", "feelings") for i, n in enumerate("abc")], columns=["data", "index", "name"])
@@ -44,4 +45,4 @@ def made_result() -> Result:
 def stored(result: Result, arm: str, placement: str, data: str = "digits") -> xr.Dataset:
     """The stored runs of an arm, by seed."""
     d = result.data
-    return d.isel(run=np.flatnonzero((d["arm"].values == arm) & (d["placement"].values == placement) & (d["data"].values == data) & (d["origin"].values == runs.STORED)))
+    return d.isel(run=np.flatnonzero((d["arm"].values == arm) & (d["placement"].values == placement) & (d["data"].values == data) & (d["origin"].values == STORED)))

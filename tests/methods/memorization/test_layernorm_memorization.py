@@ -16,6 +16,7 @@ from workbench.core.errors import BadData, BadSpec, BrokenResult, ModelNotFound,
 from workbench.core.places import data_folder
 from workbench.core.progress import Progress
 from workbench.core.result import Result
+from workbench.core.stored import STORED
 from workbench.datasets import feelings
 from workbench.methods.memorization import _layernorm_claims as claims
 from workbench.methods.memorization import _layernorm_runs as runs
@@ -197,7 +198,7 @@ def test_lines_are_measured_on_the_runs_they_name_and_no_others(result):
         return {line.claim.text.split(":")[0].split(",")[0] for line in check(result, method.CLAIMS).lines if line.ok is not None}
 
     assert tested(result) == {"trained here"}
-    assert tested(relabelled(result, runs.STORED)) == {"stored runs"}
+    assert tested(relabelled(result, STORED)) == {"stored runs"}
     assert all(c.text.startswith(("stored runs", "trained here")) for c in method.CLAIMS)
 
 
@@ -260,7 +261,7 @@ def test_the_gradient_ratio_by_hand(result):
 
 
 def test_a_repeated_run_is_compared_with_its_own_twin(result):
-    here, stored = result.data.isel(run=[0]), relabelled(result, runs.STORED).data.copy(deep=True)
+    here, stored = result.data.isel(run=[0]), relabelled(result, STORED).data.copy(deep=True)
     others = np.flatnonzero(stored["arm"].values != here["arm"].item())
     stored["predicted_train"].values[others] = (stored["predicted_train"].values[others] + 1) % 6  # barely trained, all arms say the same
     joined = runs.combine([here, *(stored.isel(run=[i]).drop_vars("start_ships") for i in range(stored.sizes["run"]))])
@@ -392,7 +393,7 @@ def stored() -> Result:
 
 def test_what_ships_is_whole_and_says_that_it_is_stored(stored):
     data, full = stored.data, method.Spec.full()
-    assert set(data["origin"].values) == {runs.STORED} and (data["start_ships"] == 1).all() and not stored.partial
+    assert set(data["origin"].values) == {STORED} and (data["start_ships"] == 1).all() and not stored.partial
     assert set(data["model"].values) == set(method.ORGANISMS)
     for model in method.ORGANISMS:
         for arm in runs.ARMS:

@@ -12,8 +12,9 @@ import xarray as xr
 
 from workbench.core.claims import Claim
 from workbench.core.result import Result
+from workbench.core.stored import STORED
 
-from ._layernorm_runs import HERE, STORED
+from ._layernorm_runs import HERE
 from ._layernorm_summary import difference, gradient_ratio, last, mean, runs, weakest
 
 SOURCE, CARD = "arXiv 2511.10566", "paper card, embedded targets (not in the paper)"

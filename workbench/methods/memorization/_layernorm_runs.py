@@ -17,7 +17,6 @@ import torch
 import xarray as xr
 
 from workbench.core.errors import NotFired, NoTokenizer
-from workbench.core.stored import STORED
 from workbench.datasets.classification import Classification
 from workbench.datasets.noisy_labels import NoisyLabels, add_noise
 from workbench.models import ModelSpec

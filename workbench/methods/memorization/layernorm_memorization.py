@@ -25,6 +25,7 @@ from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.core.spec import param
+from workbench.core.stored import STORED
 from workbench.datasets import classification
 from workbench.models import ModelSpec
 from workbench.models.model import Model
@@ -32,7 +33,7 @@ from workbench.training.classifier import FineTuneSpec
 from workbench.training.pretrained_classifier import image_shape, locate
 
 from ._layernorm_claims import CLAIMS, repeated
-from ._layernorm_runs import ARMS, HERE, SCORES, STORED, Case, combine, make_case, text_tables, train_run, with_scores
+from ._layernorm_runs import ARMS, HERE, SCORES, Case, combine, make_case, text_tables, train_run, with_scores
 from ._layernorm_summary import runs_table, summary
 
 __all__ = ["ARMS", "CLAIMS", "HERE", "SCORES", "STEM", "STORED", "Spec", "load_stored", "repeated", "run"]

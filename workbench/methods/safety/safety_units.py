@@ -26,6 +26,7 @@ from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.core.spec import param
+from workbench.core.stored import STORED
 from workbench.datasets import world
 from workbench.models import ModelSpec, load
 from workbench.models.chat import chat_pairs
@@ -37,7 +38,7 @@ from workbench.training.finetune import FinetuneSpec
 from . import _units_ablation as pruning
 from . import _units_prompts as sets
 from . import _units_tuning as tuning
-from ._units_claims import CLAIMS, HERE, STORED, interval, over_seeds, summary
+from ._units_claims import CLAIMS, HERE, interval, over_seeds, summary
 
 __all__ = ["ARMS", "CLAIMS", "HERE", "LABELS", "STEM", "STORED", "Spec", "interval", "load_stored", "make_prompts", "over_seeds", "prune_at", "run", "spec_of"]
 

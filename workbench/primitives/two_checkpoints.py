@@ -137,7 +137,7 @@ def compare(run_a: Result, run_b: Result, variable: str, *, level: float = 0.95,
         data[name].attrs = {"long_name": f"{title}, {words}change", "unit": unit}
     warnings = [*run_a.warnings, *run_b.warnings]
     if n < FEW:
-        warnings.append(f"{n} examples: intervals from fewer than {FEW} are narrower than they should be")
+        warnings.append(f"{n} example{'s' if n > 1 else ''}: intervals from fewer than {FEW} are narrower than they should be")
     if unmeasured := int(np.isnan(values).any(0).sum()):
         warnings.append(f"{unmeasured} of {values.shape[1]} cells lack a value for some example, so their change is nan")
     spec = {"variable": variable, "level": level, "n_draws": n_draws, "a": run_a.spec, "b": run_b.spec}

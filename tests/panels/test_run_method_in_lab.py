@@ -68,7 +68,7 @@ def test_run_and_heads(lab, dark):
         run.locator("text=/saved in reviews/").wait_for(timeout=120_000)
         reviews = sorted((lab.root / "reviews").iterdir())
         assert len(reviews) == 1 + dark, "a second review goes beside the first"
-        assert all({p.name for p in review.iterdir()} == {"report.html", "figures", "claims.json", "result"} for review in reviews)
+        assert all({p.name for p in review.iterdir()} == {"report.html", "figures", "claims.json", "provenance.json", "result"} for review in reviews)
         assert len(list((reviews[-1] / "figures").glob("*.png"))) == 5
 
         # Heads: a control changes the picture, a click descends.

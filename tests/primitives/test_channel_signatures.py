@@ -21,6 +21,7 @@ from workbench.core.progress import Cancelled, Progress
 from workbench.models import load
 from workbench.primitives import channel_signatures as cs
 from workbench.primitives.capture import capture
+from workbench.primitives.unit_importance import matched_random, module_groups
 from workbench.training import lora
 
 MODULES = ("gate_proj", "up_proj", "down_proj")
@@ -89,7 +90,7 @@ def test_the_score_is_mean_norm_and_weighted_mean_positive_cosine(changes):
 
 def test_normalised_norms_average_one_in_each_module(changes):
     s = cs.scores(changes, normalised=True, alignment_weight=0)
-    assert [round(float(s.values[hit].mean()), 9) for hit in cs.channel_groups(s)] == [1.0] * 8
+    assert [round(float(s.values[hit].mean()), 9) for hit in module_groups(s)] == [1.0] * 8
     np.testing.assert_array_equal(cs.signature(s, 0.2), cs.signature(cs.scores(changes, only="magnitude"), 0.2))
 
 
@@ -240,7 +241,7 @@ def test_a_neutralised_adapter_no_longer_touches_those_channels(adapters):
 def test_a_signature_takes_exactly_that_many_of_each_module_and_the_highest(changes, share, count):
     s = cs.scores(changes.isel(channel=changes["module"].values != "head"))
     chosen = cs.signature(s, share)
-    for hit in cs.channel_groups(s):
+    for hit in module_groups(s):
         inside, outside = s.values[hit[chosen[hit]]], s.values[hit[~chosen[hit]]]
         assert len(inside) == count
         assert not len(inside) or not len(outside) or inside.min() >= outside.max()
@@ -260,9 +261,9 @@ def test_ties_fall_to_the_lower_index_and_a_share_is_not_rounded_up_by_its_last_
 
 def test_random_channels_match_the_counts_and_avoid_the_chosen(changes):
     chosen = cs.signature(cs.scores(changes), 0.1)
-    drawn = [cs.random_channels(chosen, changes, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    drawn = [matched_random(chosen, changes, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert not (drawn[0] & chosen).any()
-    assert [int(drawn[0][hit].sum()) for hit in cs.channel_groups(changes)] == [int(chosen[hit].sum()) for hit in cs.channel_groups(changes)]
+    assert [int(drawn[0][hit].sum()) for hit in module_groups(changes)] == [int(chosen[hit].sum()) for hit in module_groups(changes)]
     assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
 
 

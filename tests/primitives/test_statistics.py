@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.primitives.statistics import bootstrap_interval, intersection_over_union, last_crossing, normalised_auc
+from workbench.primitives.statistics import bootstrap_interval, intersection_over_union, last_crossing, normalised_auc, student_interval
 
 CURVE = st.lists(st.floats(-5, 5), min_size=2, max_size=8)
 
@@ -88,3 +88,9 @@ def test_intersection_over_union_by_hand():
     assert intersection_over_union(a, a) == 1.0
     assert intersection_over_union(a, ~a) == 0.0
     assert np.isnan(intersection_over_union(a & False, b & False))
+
+
+def test_students_interval_by_hand():
+    low, high = student_interval(np.array([1.0, 2.0, 3.0]))
+    assert (low, high) == pytest.approx((2 - 4.302653 / np.sqrt(3), 2 + 4.302653 / np.sqrt(3)), rel=1e-5)
+    assert np.isnan(student_interval(np.array([1.0]))).all() and np.isnan(student_interval(np.array([1.0, np.nan, 3.0]))).all()

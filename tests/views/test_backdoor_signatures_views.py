@@ -97,7 +97,7 @@ def test_what_was_not_run_is_refused(result):
     bare = Result(result.provenance, xr.Dataset(), {"gate": result.tables["gate"], "summary": result.tables["summary"].query("table == 'arms'")})
     assert "tau" not in views.figures(bare)
     for draw in (views.tau_curve, views.sanity_matrix, views.ablation_bars, views.score_map, views.example_table):
-        with pytest.raises(BadData, match="not run|no purified|no examples"):
+        with pytest.raises(BadData, match=r"not run|no purified|no examples"):
             draw(bare)
     with pytest.raises(BadData, match="it has stored, run here"):
         views.arm_points(result, origin="elsewhere")

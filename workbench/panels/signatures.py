@@ -22,10 +22,11 @@ from workbench.datasets import poisoning
 from workbench.methods.backdoors import backdoor_signatures
 from workbench.models.chat import prompt_rows
 from workbench.models.model import Model
-from workbench.primitives.channel_signatures import HEAD, channel_groups, scores, signature
+from workbench.primitives.channel_signatures import HEAD, scores, signature
 from workbench.primitives.generation_metrics import degeneration
 from workbench.primitives.statistics import intersection_over_union
 from workbench.primitives.steering import generate
+from workbench.primitives.unit_importance import module_groups
 from workbench.views import signatures as views
 
 from .drawn import HeatMap
@@ -220,7 +221,7 @@ class Signatures(Panel):
             unit=str(shown.attrs.get("unit", "")), signed=False, texts=fold.texts, alt=views.score_alt(shown, chosen, state.quantity),
         )  # fmt: skip
         self._outline()
-        groups = [(int(chosen[hit].sum()), len(hit)) for hit in channel_groups(self._score)]
+        groups = [(int(chosen[hit].sum()), len(hit)) for hit in module_groups(self._score)]
         each = " and ".join(dict.fromkeys(f"{k} of {n}" for k, n in groups))
         what = "heads" if state.modules == HEAD else "channels"
         self.counts.value = (

@@ -17,7 +17,6 @@ from math import ceil, sqrt
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 
@@ -26,7 +25,7 @@ from workbench.core.progress import SILENT, Progress
 
 from .channel_places import HEAD, KEYS_AND_VALUES, TRANSPOSED, Key, Part, channel_places, query_heads
 from .checkpoint_weights import Checkpoint, LowRank, Source, open_checkpoint
-from .unit_importance import matched_random
+from .unit_importance import module_groups
 
 _AT_ONCE = 1 << 19  # numbers in double precision at a time
 
@@ -159,7 +158,7 @@ def magnitude(changes: xr.Dataset, *, normalised: bool = False) -> xr.DataArray:
     mean = changes["norm"].mean("variant")
     if normalised:
         values = mean.values.copy()
-        for hit in channel_groups(changes):
+        for hit in module_groups(changes):
             average = values[hit].mean()
             values[hit] = values[hit] / average if average > 0 else 0.0
         mean = mean.copy(data=values)
@@ -209,13 +208,6 @@ def scores(
     return (size + alignment_weight * alignment(changes)).rename("score").assign_attrs(long_name="Score of a channel", unit=size.attrs["unit"])
 
 
-def channel_groups(channels: xr.DataArray | xr.Dataset) -> list[np.ndarray]:
-    """Places of the channels of each (layer, module), in order of appearance."""
-    kind, kinds = pd.factorize(channels["module"].values.astype(object))
-    group, groups = pd.factorize(channels["layer"].values * len(kinds) + kind)
-    return [np.flatnonzero(group == number) for number in range(len(groups))]
-
-
 def signature(s: xr.DataArray, share: float) -> np.ndarray:
     """bool [channel] the ceil(share * n) highest of the n channels of each (layer, module); ties fall to the lower index.
 
@@ -228,19 +220,10 @@ def signature(s: xr.DataArray, share: float) -> np.ndarray:
     if not 0 <= share <= 1 or not np.isfinite(s.values).all():
         raise BadData(f"a signature needs finite scores and a share between 0 and 1, got {share}")
     chosen = np.zeros(s.sizes["channel"], bool)
-    for hit in channel_groups(s):
+    for hit in module_groups(s):
         count = ceil(share * len(hit) - 1e-9)  # 0.07 * 100 is a little more than 7
         chosen[hit[np.argsort(-s.values[hit], kind="stable")][:count]] = True
     return chosen
-
-
-def random_channels(chosen: np.ndarray, channels: xr.DataArray | xr.Dataset, rng: np.random.Generator) -> np.ndarray:
-    """bool [channel] as many of each (layer, module) as `chosen` has there, drawn from the others as long as there are any."""
-    group = np.zeros(len(chosen), int)
-    for number, hit in enumerate(channel_groups(channels)):
-        group[hit] = number
-    as_units = xr.Dataset(coords={"layer": ("unit", group), "module": ("unit", np.full(len(chosen), "mlp"))})  # matched_random knows modules of units only
-    return matched_random(chosen, as_units, rng)
 
 
 # ---- suppressing them ----
@@ -317,7 +300,7 @@ def _chosen_lines(
     """(weight, numbers of its chosen rows or columns) for every weight that has some."""
     if len(chosen) != channels.sizes["channel"]:
         raise BadData(f"{len(chosen)} channels are marked or not, and {channels.sizes['channel']} were scored")
-    for hit in channel_groups(channels):
+    for hit in module_groups(channels):
         if not chosen[hit].any():
             continue
         key = (int(channels["layer"].values[hit[0]]), str(channels["module"].values[hit[0]]))

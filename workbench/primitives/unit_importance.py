@@ -119,9 +119,9 @@ def standardised(importance: xr.DataArray) -> xr.DataArray:
 
 
 def module_groups(units: xr.DataArray | xr.Dataset) -> list[np.ndarray]:
-    """Indices of the units of each (layer, module), in order."""
-    layer, module = units["layer"].values, units["module"].values
-    found = (np.flatnonzero((layer == n) & (module == name)) for n in np.unique(layer) for name in SITES)
+    """Indices of the units (or channels) of each (layer, module), layer by layer."""
+    layer, module = units["layer"].values, units["module"].values.astype(str)
+    found = (np.flatnonzero((layer == n) & (module == name)) for n in np.unique(layer) for name in dict.fromkeys(module.tolist()))
     return [hit for hit in found if len(hit)]
 
 

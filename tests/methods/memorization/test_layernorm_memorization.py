@@ -107,12 +107,6 @@ def test_padding_counts_nowhere():
         assert scored[name][0, 3:].isnull().all()
 
 
-def test_students_interval_by_hand():
-    low, high = summary.interval(np.array([1.0, 2.0, 3.0]))
-    assert (low, high) == pytest.approx((2 - 4.302653 / np.sqrt(3), 2 + 4.302653 / np.sqrt(3)), rel=1e-5)
-    assert np.isnan(summary.interval(np.array([1.0]))).all()
-
-
 # ---- arms ----
 
 

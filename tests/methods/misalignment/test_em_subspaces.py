@@ -131,11 +131,6 @@ def test_cosine_angles_and_overlap_agree_with_full_matrices():
     assert geometry.overlap_by_k(between)[2] == pytest.approx(overlap(*right))
 
 
-def test_students_interval_by_hand():
-    mean, low, high = geometry.interval(np.array([1.0, 2.0, 3.0]))
-    assert (mean, high - mean) == (2.0, pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)) and mean - low == pytest.approx(high - mean)
-
-
 def test_pairs_of_one_seed_count_once(store):
     found = pairs.pairs_of_store(store[0], ["random-0"])
     of = {c: [p for p in found if p.condition == c] for c in pairs.CONDITIONS}

@@ -346,12 +346,6 @@ def test_no_rise_makes_its_share_undefined():
     assert np.isnan(claims.share_of_rise(result, su.HERE, arm="i"))
 
 
-def test_interval_is_students():
-    low, high = su.interval(np.array([1.0, 2.0, 3.0]))
-    assert (low + high) / 2 == pytest.approx(2) and high - 2 == pytest.approx(4.3027 / np.sqrt(3), rel=1e-3)
-    assert np.isnan(su.interval(np.array([1.0]))).all()
-
-
 # ---- stored runs ----
 
 

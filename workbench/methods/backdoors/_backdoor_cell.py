@@ -19,8 +19,9 @@ from workbench.datasets import poisoning
 from workbench.datasets.poisoning import Backdoor
 from workbench.datasets.world import Example
 from workbench.models.chat import Pair, chat_pairs
-from workbench.primitives.channel_signatures import channel_changes, random_channels, scores
+from workbench.primitives.channel_signatures import channel_changes, scores
 from workbench.primitives.generation_metrics import degeneration
+from workbench.primitives.unit_importance import matched_random
 from workbench.primitives.weight_pruning import prune_magnitude, prune_wanda
 from workbench.training.consistency import finetune_consistent
 from workbench.training.finetune import FinetuneSpec
@@ -118,7 +119,7 @@ class Bench:
     def random_draws(self, chosen: np.ndarray, channels: xr.DataArray) -> Iterator[tuple[int, np.ndarray]]:
         """(number, as many random channels of each module)."""
         for draw in range(self.settings.n_random):
-            yield draw, random_channels(chosen, channels, np.random.default_rng([self.seed, draw, 31]))
+            yield draw, matched_random(chosen, channels, np.random.default_rng([self.seed, draw, 31]))
 
     def prune(self, channels: xr.DataArray) -> None:
         """Baselines without a signature: smallest weights, Wanda, and channels dormant on clean texts; whole models only."""

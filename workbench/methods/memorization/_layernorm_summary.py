@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
+
+from workbench.primitives.statistics import student_interval
 
 from ._layernorm_runs import ARMS, SCORES
 
@@ -36,15 +37,6 @@ def difference(data: xr.Dataset, score: str, arm: str, which: Which, against: st
 def mean(values: np.ndarray) -> float:
     """Mean over seeds; nan if there are none."""
     return float(np.mean(values)) if len(values) else float("nan")
-
-
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of a mean over seeds, for few of them; nan with fewer than two."""
-    values = np.asarray(values, float)
-    if len(values) < 2 or not np.isfinite(values).all():
-        return float("nan"), float("nan")
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def gradient_ratio(data: xr.Dataset, over: str, which: Which, arm: str = "kept") -> np.ndarray:
@@ -78,7 +70,7 @@ def summary(data: xr.Dataset) -> pd.DataFrame:
             early = _at_first_fit(data, arm, which)
             for score in SCORES:
                 values = np.array(list(last(data, score, arm, which).values()))
-                low, high = interval(values)
+                low, high = student_interval(values)
                 rows.append(which | {"arm": arm, "score": score, "seeds": len(values), "mean": mean(values), "low": low, "high": high, "at_first_fit": mean(early[score])})
     return pd.DataFrame(rows)
 

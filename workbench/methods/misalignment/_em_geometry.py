@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from scipy.stats import t as student
 
 from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
+from workbench.primitives.statistics import student_interval
 from workbench.primitives.subspaces import Chance, Singular, chance, chance_of_factors, row_space, singular_of_factors, singular_of_matrix
 from workbench.primitives.subspaces import overlap as subspace_overlap
 from workbench.training.lora import Factors
@@ -180,15 +180,6 @@ def _dataset(pairs: Sequence[Pair], adapters: list[str], layers: list[int], ends
 # ---- summaries ----
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high): Student's interval of the mean of independent units; nan bounds for fewer than two."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return float(values.mean()), float("nan"), float("nan")
-    half = float(student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
-
-
 def by_condition(data: xr.Dataset, values: xr.DataArray) -> dict[str, np.ndarray]:
     """{condition: [group] mean over its pairs}, from one number a pair; pairs of one seed are not independent, so they count once."""
     found: dict[str, np.ndarray] = {}
@@ -208,15 +199,14 @@ def condition_table(data: xr.Dataset) -> pd.DataFrame:
         "cosine": abs(data["cosine"]).mean(("layer", "module")), "overlap_left": data["overlap_left"].sel(k=k).mean(("layer", "module")), "row_space": data["row_space"].mean(("layer", "module")),
         "free_left": data["free_overlap_left"].mean(("layer", "module")),
     }  # fmt: skip
-    low, high = data["start_overlap"].quantile(0.025, "draw"), data["start_overlap"].quantile(0.975, "draw")
-    values = {"overlap": measured, "above": measured - start, "free": free, "start": start, "start_low": low, "start_high": high} | others
+    start_low, start_high = data["start_overlap"].quantile(0.025, "draw"), data["start_overlap"].quantile(0.975, "draw")
+    values = {"overlap": measured, "above": measured - start, "free": free, "start": start, "start_low": start_low, "start_high": start_high} | others
     grouped = {name: by_condition(data, value) for name, value in values.items()}
     rows = []
     for condition, of in grouped["overlap"].items():
         means = {name: grouped[name][condition].mean() for name in ("free", "start", "start_low", "start_high")}
-        mean, least, most = interval(of)
-        above, above_low, above_high = interval(grouped["above"][condition])
-        row = {"condition": condition, "n_pairs": int((data["condition"] == condition).sum()), "n_groups": len(of), "overlap": mean, "low": least, "high": most} | means
-        row |= {"above_start": above, "above_start_low": above_low, "above_start_high": above_high}
+        (low, high), (above_low, above_high) = student_interval(of), student_interval(grouped["above"][condition])
+        row = {"condition": condition, "n_pairs": int((data["condition"] == condition).sum()), "n_groups": len(of), "overlap": of.mean(), "low": low, "high": high} | means
+        row |= {"above_start": grouped["above"][condition].mean(), "above_start_low": above_low, "above_start_high": above_high}
         rows.append(row | {name: grouped[name][condition].mean() for name in others})
     return pd.DataFrame(rows)

@@ -5,11 +5,11 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from workbench.core.claims import Claim
 from workbench.core.result import Result
 from workbench.core.stored import STORED
+from workbench.primitives.statistics import student_interval
 
 from ._units_prompts import SCORES
 
@@ -17,15 +17,6 @@ HERE = "run here"
 SOURCE, CARD = "arXiv 2410.10862", "paper card, embedded targets"
 NAN = float("nan")
 Measure = Callable[[Result, str], float]  # (result, origin)
-
-
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of a mean over seeds; nan with fewer than two."""
-    values = np.asarray(values, float)
-    if len(values) < 2 or not np.isfinite(values).all():
-        return NAN, NAN
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def over_seeds(result: Result, table: str, score: str, origin: str, **where: str) -> pd.Series:
@@ -50,7 +41,7 @@ def summary(result_tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
             name = dict(zip(keys, key, strict=True))
             for score in SCORES:
                 each = part.groupby("seed")[score].mean().to_numpy()
-                low, high = interval(each)
+                low, high = student_interval(each)
                 rows.append({"table": table, "origin": name["origin"], "model": name.get("model") or name.get("start"), "group": name.get("group", ""), "arm": name["arm"], "score": score, "mean": each.mean(), "low": low, "high": high, "n_seeds": len(each)})
     return pd.DataFrame(rows)
 

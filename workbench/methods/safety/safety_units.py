@@ -38,9 +38,9 @@ from workbench.training.finetune import FinetuneSpec
 from . import _units_ablation as pruning
 from . import _units_prompts as sets
 from . import _units_tuning as tuning
-from ._units_claims import CLAIMS, HERE, interval, over_seeds, summary
+from ._units_claims import CLAIMS, HERE, over_seeds, summary
 
-__all__ = ["ARMS", "CLAIMS", "HERE", "LABELS", "STEM", "STORED", "Spec", "interval", "load_stored", "make_prompts", "over_seeds", "prune_at", "run", "spec_of"]
+__all__ = ["ARMS", "CLAIMS", "HERE", "LABELS", "STEM", "STORED", "Spec", "load_stored", "make_prompts", "over_seeds", "prune_at", "run", "spec_of"]
 
 STEM, ALIGNED, BASE = "safety_units", "organism:chat", "organism:chat-base"
 ARMS = tuning.ARMS

@@ -112,7 +112,7 @@ class ClaimsTable:
 
     def __str__(self) -> str:
         def number(line: Line) -> str:
-            return "-" if math.isnan(line.measured) else f"{line.measured:.2g}"
+            return "-" if math.isnan(line.measured) else f"{line.measured:.3g}"
 
         out = []
         for line in self.lines:
@@ -127,7 +127,7 @@ class ClaimsTable:
         head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("", "statement", "where", "measured", "expected", "verdict"))
         body = "".join(
             f"<tr><td>{line.claim.kind}</td><td style='text-align:left'>{html.escape(line.claim.text)}</td><td style='text-align:left'>{html.escape(line.claim.source)}</td>"
-            f"<td>{'-' if math.isnan(line.measured) else f'{line.measured:.2g}'}</td><td>{html.escape(line.expected)}</td>"
+            f"<td>{'-' if math.isnan(line.measured) else f'{line.measured:.3g}'}</td><td>{html.escape(line.expected)}</td>"
             f"<td style='text-align:left;color:{colours[line.ok]};font-weight:600'>{line.words}</td></tr>"
             for line in self.lines
         )

@@ -29,7 +29,8 @@ _MORE = """
 .failed{border-left:4px solid #D55E00;background:var(--card);padding:.4em 1em}
 nav ol{columns:2}.stem{border-top:2px solid var(--line);margin-top:3em;padding-top:1em}
 .ok{color:#0f8a5f;font-weight:600}.bad{color:#D55E00;font-weight:600}
-@media print{.code{display:none}.stem{break-before:page}h2,h3{break-after:avoid}body{max-width:none;margin:0}.plot{zoom:.72}}
+@media print{.code{display:none}.stem{break-before:page}h2,h3{break-after:avoid}body{max-width:none;margin:0}.plot{zoom:.72}
+.out{overflow:visible}.out table{font-size:.74em}.out td,.out th{padding:.2em .35em;overflow-wrap:break-word}.out thead th{overflow-wrap:anywhere}}
 """
 _PYGMENTS_DARK = "monokai"
 _DRAW = """
@@ -116,7 +117,7 @@ def slides_html(sections: Sequence[Section]) -> str:
     look = "\n".join(line for line in look.splitlines() if not line.startswith("@import"))  # its fonts are files of their own
     slides = ([[f"<div class=front>{_front(sections)}</div>"]] if len(sections) > 1 else []) + [slide for s in sections for slide in _slides(s)]
     body = "".join(f"<section>{''.join(slide)}</section>" for slide in slides)
-    more = ".reveal{font-size:22px}.reveal h1{font-size:1.7em}.reveal h2{font-size:1.4em}.reveal table{font-size:.62em}.reveal pre{font-size:.55em;width:100%;box-shadow:none}.reveal section{text-align:left}"
+    more = ".reveal{font-size:22px}.reveal h1{font-size:1.7em}.reveal h2{font-size:1.4em}.reveal table{font-size:.62em}.reveal pre{font-size:.62em;width:100%;box-shadow:none}.reveal .figure img{width:auto;height:660px;max-width:100%;object-fit:contain;margin:0}.reveal section{text-align:left}"
     more += ".reveal .plot{zoom:1.15}.warn,.failed{border-left:4px solid #D55E00;padding-left:.6em}.front table{font-size:.6em}.soft{color:#666;font-size:.6em}.reveal p,.reveal li{line-height:1.35}"
     return f"""<!doctype html><html lang=en><head><meta charset=utf-8><title>{html.escape(sections[0].title)}</title>
 <style>{style}</style><style>{look}</style><style>:root{{--r-main-font:Inter,Helvetica,Arial,sans-serif;--r-heading-font:Inter,Helvetica,Arial,sans-serif;--r-heading-text-transform:none}}{more}</style>

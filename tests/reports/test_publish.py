@@ -1,14 +1,18 @@
 """Publishing: static pictures of bounded size, nothing alive left, the same bytes the second time, nothing written after an error."""
 
 import base64
+import io
 import json
 
 import nbformat
+import numpy as np
+import plotly.graph_objects as go
 import pytest
 from browser import require_browser
 from reports.test_documents import CLAIMS, FIGURE
 
 from workbench.core.errors import WorkbenchError
+from workbench.core.provenance import Provenance
 from workbench.reports import images, publish, sections
 
 new = nbformat.v4
@@ -84,15 +88,30 @@ def test_without_a_browser_the_rest_is_still_published(tmp_path, monkeypatch):
     assert "image/png" not in json.dumps(book) and "a line" in json.dumps(book["cells"][1]["outputs"]) and "one is less" in json.dumps(book["cells"][2]["outputs"])
 
 
-def test_a_picture_too_large_is_made_smaller(monkeypatch):
-    import plotly.graph_objects as go
+@pytest.mark.browser
+def test_a_picture_keeps_its_size_and_its_colours_in_a_palette():
+    require_browser()
+    from PIL import Image
 
+    from workbench.views import theme
+
+    lines = [go.Scatter(y=np.random.default_rng(i).normal(size=12), line={"color": c}) for i, c in enumerate((theme.BLUE, theme.ORANGE, theme.GREEN, theme.RED))]
+    figure = theme.finish(go.Figure(lines), "Noise", "four lines", Provenance.start("toy", {}, 0))
+    whole = images.pictures({"figure": figure}, scale=1.0)[0]["figure", "png"]
+    content, problem = images.small_picture(figure)
+    before, after = (Image.open(io.BytesIO(c)).convert("RGB") for c in (whole, content))
+    assert problem == "" and len(content) < 0.6 * len(whole) and after.size == before.size == (figure.layout.width, figure.layout.height)
+    assert np.abs(np.asarray(before, int) - np.asarray(after, int)).mean() < 1
+
+
+def test_a_picture_too_large_is_made_smaller(monkeypatch):
     asked = []
 
     def fake(figures, forms=("png",), *, scale):
         asked.append(scale)
         return {("figure", "png"): b"x" * int(100_000 * scale)}, ""
 
+    monkeypatch.setattr(images, "in_palette", lambda png: png)
     monkeypatch.setattr(images, "pictures", fake)
     content, problem = images.small_picture(go.Figure())
     assert len(content) == 40_000 and problem == "" and asked == list(images.SCALES)

@@ -1,5 +1,7 @@
 """The noisy-labels panel without a browser: state in, map, bars, words and the clicked sample out; nothing is run."""
 
+import time
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,6 +11,7 @@ from workbench.core.errors import BadData
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.panels.noisy_labels import NoisyLabels
+from workbench.panels.panel import SAME_CHANGE
 from workbench.views import noisy_labels as views
 
 
@@ -65,6 +68,7 @@ def test_runs_trained_here_are_offered_apart(panel):
     assert "Runs trained here" in panel.summary.value
     panel.look.value = "kept"
     assert "no kept run" in panel.state.error
+    time.sleep(2 * SAME_CHANGE)  # a hand is slower than two observers of one change
     panel.look.value = "arm"
     panel.data.value = "feelings"
     assert tuple(panel.origin.options) == ("stored",) and panel.state.error == ""

@@ -221,7 +221,7 @@ def test_warnings_and_a_zero_difference_are_notices(organism):
     assert "no parameter differs" in panel.state.notice and not cells(panel).any()
     panel.state.look = "sweep"
     panel.run().wait(60)
-    assert "1 examples: intervals" in panel.state.notice and len(panel.grid.marked) == 24
+    assert "1 example: intervals" in panel.state.notice and len(panel.grid.marked) == 24
 
 
 def test_cancel_keeps_the_norms_and_says_so(models):

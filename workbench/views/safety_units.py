@@ -104,7 +104,7 @@ def pruning_bars(result: Result, origin: str | None = None) -> go.Figure:
     rows = _summary(result, origin, "pruning", model="aligned")
     order = [("nothing", "untouched", "nothing<br>pruned")]
     order += [(g, a, f"{g}{t}") for g in ("SCU", "UCU", "RU") for a, t in (("group", ""), ("random", "<br>random"))]
-    order += [("SCU", "shuffled sets", "SCU of<br>shuffled<br>sets"), ("SCU", "chosen on the base", "SCU of<br>base")]
+    order += [("SCU", "shuffled sets", "SCU,<br>sets mixed"), ("SCU", "chosen on the base", "SCU of<br>base")]
     keys = [(g, a) for g, a, _ in order if bool(((rows["group"] == g) & (rows["arm"] == a)).any())]
     names = [t for g, a, t in order if (g, a) in keys]
     figure = go.Figure()

@@ -72,7 +72,10 @@ def test_texts_curve_and_slider(lab):
         nb.picture("steering-light", 0)
         tab.locator(".workbench-panel select:visible").last.select_option(label="Loss of the continuation under the unsteered model")
         tab.wait_for_function("() => document.querySelector('.js-plotly-plot').layout.title.text.startsWith('Loss')", timeout=20_000)
-        nb.save()
+        for _ in range(20):  # the picture is drawn once nothing has changed for a moment, and by a browser of its own
+            nb.save()
+            if "image/png" in (lab.root / "steering.ipynb").read_text():
+                break
         nb.quiet()
     saved = (lab.root / "steering.ipynb").read_text()
     assert len(saved) < 1_000_000 and "(static view)" in saved and "image/png" in saved

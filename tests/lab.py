@@ -16,6 +16,15 @@ from browser import page, require_browser
 
 TOKEN = "test-token"
 PICTURES = os.environ.get("WORKBENCH_PICTURES")  # a folder: screenshots are kept there
+PATIENCE = 90_000  # ms to wait for what a person would wait for: the machine may be busy
+FINGERPRINT = """([selector, height]) => {  // a number that another picture would not have; 0 while there is none
+    const c = document.querySelector(selector);
+    if (!c || c.height <= height || c.width < 2) return 0;
+    const data = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+    let sum = 0;
+    for (let i = 0; i < data.length; i += 4) sum = (sum * 31 + data[i] + 3 * data[i + 1] + 7 * data[i + 2]) % 1000000007;
+    return 1 + sum;
+}"""
 
 
 @dataclass
@@ -79,6 +88,7 @@ class Notebook:
     """A notebook open in the browser, its cells, and what went wrong. errors: console errors. outside: requests that left this machine."""
 
     tab: object
+    file: Path
     errors: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
 
@@ -98,10 +108,60 @@ class Notebook:
         """Locator of a cell's outputs."""
         return self.tab.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-child").first
 
+    def printed(self, cell: int) -> str:
+        """Run a cell that prints, and read it."""
+        self.run(cell)
+        return self.tab.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-output").first.inner_text().strip()
+
+    def until(self, cell: int, expected: str) -> None:
+        """Run the cell that prints the kernel's state until it says what it should."""
+        for _ in range(80):
+            found = self.printed(cell)
+            if found == expected:
+                return
+            self.tab.wait_for_timeout(400)
+        raise AssertionError(f"{found!r} is not {expected!r}")
+
+    def press(self, words: str, number: int = 0) -> None:
+        """Press a button of a panel, the `number`-th that shows these words."""
+        self.tab.locator(".workbench-panel button:visible", has_text=words).nth(number).click()
+
+    def set_slider(self, number: int, value: str) -> None:
+        """Type a value into the readout of a panel's slider."""
+        self.tab.locator(".workbench-panel .widget-slider:visible .widget-readout").nth(number).click()
+        self.tab.keyboard.press("Control+a")
+        self.tab.keyboard.type(value)
+        self.tab.keyboard.press("Enter")
+
+    def keys(self, selector: str, *names: str) -> None:
+        """Press keys on the first element that matches."""
+        self.tab.locator(selector).first.focus()
+        for name in names:
+            self.tab.keyboard.press(name)
+
+    def drawn(self, canvas: str, old: int = 0, height: int = 60) -> int:
+        """The fingerprint of a canvas (a CSS selector) once it is drawn, higher than `height`, and other than `old`."""
+        self.tab.wait_for_function(f"([c, h, old]) => ![0, old].includes(({FINGERPRINT})([c, h]))", arg=[canvas, height, old], timeout=PATIENCE)
+        return self.tab.evaluate(FINGERPRINT, [canvas, height])
+
+    def theme(self, dark: bool) -> None:
+        self.tab.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {'Dark' if dark else 'Light'}'}})")
+        self.tab.wait_for_selector(f"body[data-jp-theme-light='{'false' if dark else 'true'}']", state="attached", timeout=60_000)
+
     def save(self) -> None:
         self.tab.keyboard.press("Escape")
         self.tab.keyboard.press("Control+s")
         self.tab.wait_for_timeout(1500)
+        assert self.file.stat().st_size < 1_000_000, "panels must leave a notebook small"
+
+    def save_with_picture(self) -> None:
+        """Save until the static view of a panel is in the file: it is drawn once nothing has changed for a moment, by a browser of its own."""
+        for _ in range(40):
+            self.save()
+            saved = self.file.read_text()
+            if "image/png" in saved and "(static view)" in saved:
+                return
+        raise AssertionError(f"{self.file.name} was saved without the picture of its panel")
 
     def picture(self, name: str, cell: int | None = None) -> None:
         """A screenshot of the page or of one cell's live output, kept only where WORKBENCH_PICTURES names a folder."""
@@ -120,7 +180,7 @@ class Notebook:
 def notebook(lab: Lab, name: str, *, dark: bool = False, size: tuple[int, int] = (1400, 1800)) -> Iterator[Notebook]:
     """Open a notebook of the lab in a real browser, kernel idle."""
     with page(color_scheme="dark" if dark else "light") as tab:
-        found = Notebook(tab)
+        found = Notebook(tab, lab.root / f"{name}.ipynb")
         tab.on("console", lambda m: found.errors.append(m.text) if m.type == "error" and not _harmless(m.text) else None)
         tab.on("pageerror", lambda e: found.errors.append(str(e)))
         tab.on("request", lambda r: found.outside.append(r.url) if not r.url.startswith((f"http://127.0.0.1:{lab.port}", f"ws://127.0.0.1:{lab.port}", "data:", "blob:")) else None)
@@ -128,8 +188,7 @@ def notebook(lab: Lab, name: str, *, dark: bool = False, size: tuple[int, int] =
         tab.goto(lab.url(name))
         tab.wait_for_selector("text=/\\| Idle/", timeout=120_000)
         # The lab keeps its theme from one notebook to the next, so it is set for the light ones too.
-        tab.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {'Dark' if dark else 'Light'}'}})")
-        tab.wait_for_selector(f"body[data-jp-theme-light='{'false' if dark else 'true'}']", state="attached", timeout=60_000)
+        found.theme(dark)
         yield found
 
 

@@ -43,8 +43,6 @@ PAINTED = """async () => {  // ms from the click on Run until the canvas shows a
     while (['', before].includes(print()) && performance.now() - started < 20000) await new Promise(requestAnimationFrame);
     return performance.now() - started;
 }"""
-FINGERPRINT = """(selector) => { const c = document.querySelector(selector), data = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-    let sum = 0; for (let i = 0; i < data.length; i += 4) sum = (sum * 31 + data[i] + 3 * data[i + 1] + 7 * data[i + 2]) % 1000000007; return sum; }"""
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +63,6 @@ def head_place(tab, layer: int, head: int, layers: int = 2, heads: int = 4) -> d
     return {"x": 40 + head * (size + 3) + size / 2, "y": 4 + layer * (size + (14 if size >= 26 else 4) + 4) + size / 2}
 
 
-def says(nb, cell: int, text: str, expected: str) -> None:
-    """Run a cell that prints the kernel's state until it says what it should."""
-    nb.run(cell)
-    for _ in range(40):
-        found = nb.output(cell).inner_text().strip()
-        if expected in found:
-            return
-        nb.tab.wait_for_timeout(250)
-        nb.run(cell)
-    raise AssertionError(f"{text}: {found!r} lacks {expected!r}")
-
-
 def test_grid_large_pattern_tokens_and_heads_off(lab):
     lab.write("attention", [OPEN, STATE])
     with notebook(lab, "attention") as nb:
@@ -84,26 +70,25 @@ def test_grid_large_pattern_tokens_and_heads_off(lab):
         tab = nb.tab
         tab.locator("button:visible", has_text="Run").first.click()
         grid, large = ".workbench-headgrid canvas", ".workbench-heatmap canvas"
-        tab.wait_for_selector(grid, timeout=60_000)
-        tab.wait_for_function("() => document.querySelector('.workbench-headgrid canvas').height > 100", timeout=60_000)
-        says(nb, 1, "opens on the head with the largest first-token weight", "1 0 first_token [] False on ''")
+        nb.drawn(grid, height=100)
+        nb.until(1, "1 0 first_token [] False on ''")
         tab.wait_for_timeout(1500)
         nb.picture("attention-light", 0)
 
-        before = tab.evaluate(FINGERPRINT, grid), tab.evaluate(FINGERPRINT, large)
+        before = nb.drawn(grid), nb.drawn(large)
         tab.locator(".workbench-panel select:visible").first.select_option(label="Attention to the previous token")
-        tab.wait_for_function(f"(old) => ({FINGERPRINT})('{grid}') !== old", arg=before[0], timeout=20_000)
+        nb.drawn(grid, before[0])
         tab.locator(grid).click(position=head_place(tab, 0, 3))
-        tab.wait_for_function(f"(old) => ({FINGERPRINT})('{large}') !== old", arg=before[1], timeout=20_000)
-        says(nb, 1, "a click shows a head large", "0 3 previous [] False on ''")
+        nb.drawn(large, before[1])
+        nb.until(1, "0 3 previous [] False on ''")
 
         # keyboard: right stays at the last head, left moves, Enter shows it, o switches it off
         tab.locator(grid).click(position=head_place(tab, 0, 1))
         for key in ("ArrowLeft", "Enter", "o"):
             tab.keyboard.press(key)
-        says(nb, 1, "the keyboard shows and switches", "0 0 previous [[0, 0]] False on ''")
+        nb.until(1, "0 0 previous [[0, 0]] False on ''")
         tab.locator(grid).click(position=head_place(tab, 0, 3), modifiers=["Shift"])
-        says(nb, 1, "Shift+click switches", "0 0 previous [[0, 0], [0, 3]] False on ''")
+        nb.until(1, "0 0 previous [[0, 0], [0, 3]] False on ''")
         nb.picture("attention-off-light", 0)
 
         strip = tab.locator(".workbench-tokens button")
@@ -114,16 +99,14 @@ def test_grid_large_pattern_tokens_and_heads_off(lab):
         tab.locator("button:visible", has_text="Measure").first.click()
         tab.wait_for_selector("text=/2 replaced by hooks that fired in 1 layer/", timeout=60_000)
         tab.wait_for_selector(".js-plotly-plot", timeout=30_000)
-        says(nb, 1, "measured", "True on ''")
-        old = tab.evaluate(FINGERPRINT, grid)
+        nb.until(1, "0 0 previous [[0, 0], [0, 3]] True on ''")
+        old = nb.drawn(grid)
         tab.locator(".workbench-panel select:visible").nth(1).select_option(label="the run with 2 heads off")
-        tab.wait_for_function(f"(old) => ({FINGERPRINT})('{grid}') !== old", arg=old, timeout=20_000)
+        nb.drawn(grid, old)
         nb.tab.wait_for_timeout(1500)
         nb.picture("attention-measured-light", 0)
-        nb.save()
+        nb.save_with_picture()
         nb.quiet()
-    saved = (lab.root / "attention.ipynb").read_text()
-    assert len(saved) < 1_000_000 and "(static view)" in saved and "image/png" in saved
     lab.stop_kernels()
     with notebook(lab, "attention") as nb:
         nb.tab.wait_for_selector("text=/Attention .static view./", timeout=30_000)
@@ -155,7 +138,7 @@ def test_the_dark_theme(lab):
     with notebook(lab, "dark", dark=True) as nb:
         nb.run(0)
         nb.tab.locator("button:visible", has_text="Run").first.click()
-        nb.tab.wait_for_function("() => (document.querySelector('.workbench-headgrid canvas') || {}).height > 100", timeout=60_000)
+        nb.drawn(".workbench-headgrid canvas", height=100)
         nb.tab.wait_for_timeout(1500)
         nb.picture("attention-dark", 0)
         nb.quiet()

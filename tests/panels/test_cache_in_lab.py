@@ -1,7 +1,7 @@
 """The cache panel in a real JupyterLab: Look, open a site, a slider redraws, a click says a value, Free frees; both themes."""
 
 import pytest
-from lab import notebook, running_lab
+from lab import notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -21,12 +21,6 @@ panel = panels.Cache(folder="stores")
 panel
 """
 ASK = "print(len(acts.tensors), store.folder.exists(), model.bridge is not None)"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with running_lab(tmp_path_factory.mktemp("lab")) as found:
-        yield found
 
 
 def test_cache(lab):
@@ -79,21 +73,17 @@ def test_cache(lab):
         # Free: a store only on a word, a capture at once.
         panel.get_by_role("button", name="Free", exact=True).click()
         panel.locator("text=/say that it may be deleted/").wait_for(timeout=20_000)
-        nb.run(2)
-        assert "6 True True" in nb.output(2).inner_text()
+        assert nb.printed(2) == "6 True True"
         panel.get_by_label("stores may be deleted").check()
         panel.get_by_role("button", name="Free", exact=True).click()
         panel.locator("text=/deleted induction/").wait_for(timeout=20_000)
         choose("capture: acts")
         panel.get_by_role("button", name="Free", exact=True).click()
         panel.locator("text=/dropped acts: /").wait_for(timeout=20_000)
-        nb.run(2)
-        assert "0 False True" in nb.output(2).inner_text()
+        assert nb.printed(2) == "0 False True"
 
-        tab.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-        tab.wait_for_selector("body[data-jp-theme-light='false']", state="attached", timeout=20_000)
+        nb.theme(dark=True)
         tab.wait_for_timeout(2500)
         nb.picture("cache-dark", 1)
         nb.quiet()
         nb.save()
-        assert (lab.root / "cache.ipynb").stat().st_size < 1_000_000

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from lab import notebook, running_lab
+from lab import notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -23,12 +23,6 @@ panel
 """
 ASK = "print(len(panel.table()), sorted(panel.state.pins), dict(panel.state.groups), dict(panel.state.names))"
 SAVED = "print(panel.save('graph.html').stat().st_size)"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with running_lab(tmp_path_factory.mktemp("lab")) as found:
-        yield found
 
 
 def test_circuit_graph(lab):
@@ -95,8 +89,7 @@ def test_circuit_graph(lab):
         kept = json.loads((lab.root / "circuit.json").read_text("utf-8"))
         assert set(kept["groups"]["early heads"]) == set(early) and "induction head" in kept["names"].values() and "logits" in kept["pins"]
         nb.picture("graph-light", 1)
-        nb.run(2)
-        assert "early heads" in nb.output(2).inner_text()
+        assert "early heads" in nb.printed(2)
         nb.run(3)
         page = (lab.root / "graph.html").read_text("utf-8")
         assert "early heads" in page and "induction head" in page
@@ -108,10 +101,8 @@ def test_circuit_graph(lab):
         press("Load layout")
         node("early heads").wait_for(timeout=20_000)
 
-        tab.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-        tab.wait_for_selector("body[data-jp-theme-light='false']", state="attached", timeout=20_000)
+        nb.theme(dark=True)
         tab.wait_for_timeout(2500)
         nb.picture("graph-dark", 1)
         nb.quiet()
         nb.save()
-        assert (lab.root / "graph.ipynb").stat().st_size < 1_000_000

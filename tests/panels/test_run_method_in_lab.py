@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from lab import notebook, running_lab
+from lab import notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -20,12 +20,6 @@ panel = panels.run(sinks, spec=spec, only=("n_inputs", "seed", "task"))
 panel
 """
 HEADS = "Heads(panel.state.result)"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with running_lab(tmp_path_factory.mktemp("lab")) as found:
-        yield found
 
 
 def _press(nb, cell, label):
@@ -85,4 +79,3 @@ def test_run_and_heads(lab, dark):
         nb.tab.wait_for_timeout(3000)
         nb.quiet()
         nb.save()
-        assert (lab.root / f"run-{look}.ipynb").stat().st_size < 1_000_000

@@ -18,6 +18,7 @@ CELLS = [
     "panel = panels.Signatures(result, suspicious=model, purified=model)\npanel",
     *["print(panel.state.channel, panel.state.share, int(panel.chosen.sum()), panel.state.quantity)"] * 4,
 ]
+MAP = ".workbench-heatmap canvas"
 
 
 @pytest.fixture(scope="module")
@@ -30,25 +31,6 @@ def lab(tmp_path_factory):
         yield server
 
 
-def drawn(nb) -> str:
-    """The map as a picture, to see whether it changed."""
-    return nb.output(1).locator(".workbench-heatmap canvas").evaluate("c => c.width > 300 ? c.toDataURL() : ''")
-
-
-def wait_for_picture(nb, other_than: str = "") -> str:
-    for _ in range(100):
-        found = drawn(nb) if nb.output(1).locator(".workbench-heatmap canvas").count() else ""
-        if found and found != other_than:
-            return found
-        nb.tab.wait_for_timeout(100)
-    raise AssertionError("the picture did not change")
-
-
-def printed(nb, cell: int) -> list[str]:
-    nb.run(cell)
-    return nb.tab.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-output").first.inner_text().split()
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"], scope="module")
 def test_toggle_tau_click_and_prompt(lab, dark):
     name = "dark" if dark else "light"
@@ -57,20 +39,20 @@ def test_toggle_tau_click_and_prompt(lab, dark):
         nb.run(0)
         nb.run(1)
         out = nb.output(1)
-        first = wait_for_picture(nb)
+        first = nb.drawn(MAP)
         assert out.locator("text=/462 of 2304 channels marked/").count() == 1 and out.locator("mark").count() == 2
-        assert printed(nb, 2) == ["-1", "20.0", "462", "score"]
+        assert nb.printed(2).split() == ["-1", "20.0", "462", "score"]
 
         out.locator(".widget-dropdown:has-text('Colour') select").select_option(label="alignment")
-        second = wait_for_picture(nb, first)
+        second = nb.drawn(MAP, first)
         out.locator(".widget-dropdown:has-text('Show') select").select_option(label="marked ones alone")
-        third = wait_for_picture(nb, second)
+        third = nb.drawn(MAP, second)
         slider = out.locator(".widget-slider:has-text('Tau') .noUi-handle, .widget-hslider:has-text('Tau') [role=slider]").first
         slider.focus()
         nb.tab.keyboard.press("ArrowRight")
         out.locator("text=/was not evaluated; the nearest that was is/").wait_for(timeout=20_000)
-        assert wait_for_picture(nb, third) != third
-        chosen = printed(nb, 3)
+        nb.drawn(MAP, third)
+        chosen = nb.printed(3).split()
         assert float(chosen[1]) > 20 and int(chosen[2]) > 462 and chosen[3] == "alignment"
 
         out.locator(".widget-dropdown:has-text('Show') select").select_option(label="all channels")
@@ -78,7 +60,7 @@ def test_toggle_tau_click_and_prompt(lab, dark):
         box = out.locator(".workbench-heatmap canvas").bounding_box()
         nb.tab.mouse.click(box["x"] + 300, box["y"] + 40)
         out.locator("text=/Changes of layer 0/").first.wait_for(timeout=20_000)
-        assert int(printed(nb, 4)[0]) >= 0
+        assert int(nb.printed(4).split()[0]) >= 0
 
         out.locator(".widget-text:has-text('Prompt') input").fill("copy the words zorblat kite")
         nb.tab.keyboard.press("Tab")
@@ -87,6 +69,5 @@ def test_toggle_tau_click_and_prompt(lab, dark):
         assert out.locator("mark:has-text('zorblat')").count() == 3, "in the prompt and in two examples"
         nb.tab.wait_for_timeout(800)
         nb.picture(f"signatures-{name}", 1)
-        nb.save()
+        nb.save_with_picture()
         nb.quiet()
-    assert (lab.root / f"{name}.ipynb").stat().st_size < 1_000_000

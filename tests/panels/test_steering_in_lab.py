@@ -1,7 +1,7 @@
 """The steering panel in a real JupyterLab: Steer writes texts beside their control, Curve draws, the slider moves along it, cancel works."""
 
 import pytest
-from lab import notebook, running_lab
+from lab import notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -14,27 +14,6 @@ panel
 """
 STATE = "print(panel.state.coefficient, panel.coefficient_shown, panel.state.running, repr(panel.state.error))"
 LONG = "panel.state.max_new_tokens, panel.state.n_random, panel.state.n_points = 50, 20, 33"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with running_lab(tmp_path_factory.mktemp("lab")) as found:
-        yield found
-
-
-def until(nb, expected: str) -> None:
-    """Run the cell that prints the kernel's state until it says what it should."""
-    for _ in range(40):
-        nb.run(1)
-        found = nb.output(1).inner_text().strip()
-        if found == expected:
-            return
-        nb.tab.wait_for_timeout(250)
-    raise AssertionError(f"{found!r} is not {expected!r}")
-
-
-def press(nb, words: str) -> None:
-    nb.tab.locator(".workbench-panel button:visible", has_text=words).first.click()
 
 
 def curve(nb) -> str:
@@ -55,30 +34,25 @@ def test_texts_curve_and_slider(lab):
     with notebook(lab, "steering") as nb:
         nb.run(0)
         tab = nb.tab
-        until(nb, "2.0 2.0 False ''")
+        nb.until(1, "2.0 2.0 False ''")
         target = tab.locator(".workbench-panel input[placeholder='a word']")
         target.fill("silver")
         target.press("Tab")
-        press(nb, "Steer")
+        nb.press("Steer")
         tab.wait_for_selector("text='coefficient 0 (control)'", timeout=60_000)
         tab.wait_for_selector(".js-plotly-plot", timeout=30_000)
-        press(nb, "Curve")
+        nb.press("Curve")
         tab.wait_for_function("() => { const p = document.querySelector('.js-plotly-plot'); return p && p._fullData.some(t => t.name === 'this direction' && t.x.length === 9); }", timeout=120_000)
         before = curve(nb)
         drag(nb, -4)
-        until(nb, "1.0 1.0 False ''")
+        nb.until(1, "1.0 1.0 False ''")
         tab.wait_for_function("(old) => { const p = document.querySelector('.js-plotly-plot'); return JSON.stringify(p._fullLayout.shapes.map(s => s.x0)) + p.data.length + p.layout.title.text !== old; }", arg=before, timeout=20_000)
         tab.wait_for_timeout(1500)
         nb.picture("steering-light", 0)
         tab.locator(".workbench-panel select:visible").last.select_option(label="Loss of the continuation under the unsteered model")
         tab.wait_for_function("() => document.querySelector('.js-plotly-plot').layout.title.text.startsWith('Loss')", timeout=20_000)
-        for _ in range(20):  # the picture is drawn once nothing has changed for a moment, and by a browser of its own
-            nb.save()
-            if "image/png" in (lab.root / "steering.ipynb").read_text():
-                break
+        nb.save_with_picture()
         nb.quiet()
-    saved = (lab.root / "steering.ipynb").read_text()
-    assert len(saved) < 1_000_000 and "(static view)" in saved and "image/png" in saved
 
 
 def test_a_long_curve_is_cancelled_and_keeps_its_part(lab):
@@ -87,9 +61,9 @@ def test_a_long_curve_is_cancelled_and_keeps_its_part(lab):
         nb.run(0)
         nb.run(2)
         tab = nb.tab
-        press(nb, "Curve")
+        nb.press("Curve")
         tab.wait_for_function("() => [...document.querySelectorAll('.widget-label')].some(e => { const n = /^(\\d+) of \\d+ direction/.exec(e.innerText); return n && +n[1] > 150; })", timeout=120_000)
-        press(nb, "Cancel")
+        nb.press("Cancel")
         tab.wait_for_selector("text=/cancelled: what was finished is shown/", timeout=30_000)
         tab.wait_for_selector(".js-plotly-plot", timeout=30_000)
         tab.wait_for_timeout(1500)

@@ -1,9 +1,7 @@
 """The tokens panel in a real JupyterLab, offline: Run colours the tokens, a click lists what follows, controls redraw, two models stand side by side."""
 
-import json
-
 import pytest
-from lab import notebook, running_lab
+from lab import notebook
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -23,12 +21,6 @@ TWO = [
 ]
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with running_lab(tmp_path_factory.mktemp("lab")) as server:
-        yield server
-
-
 def strip(nb, cell: int, side: int = 0):
     return nb.output(cell).locator(".workbench-tokens").nth(side).locator("button")
 
@@ -43,11 +35,6 @@ def wait_until(nb, what, timeout: float = 20) -> None:
             return
         nb.tab.wait_for_timeout(100)
     raise AssertionError("it did not come about")
-
-
-def printed(nb, cell: int) -> str:
-    nb.run(cell)
-    return nb.tab.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-output").first.inner_text().strip()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"], scope="module")
@@ -69,7 +56,7 @@ def test_run_click_and_controls(lab, dark):
         strip(nb, 1).nth(7).click()
         out.locator("text=/after position 7/").first.wait_for(timeout=20_000)
         assert out.locator("tr:has-text('←')").inner_text().split()[:2] == ["0", "beach"], "after the second apple it foresees beach, and beach it is"
-        assert printed(nb, 2) == "7 beach"
+        assert nb.printed(2) == "7 beach"
 
         rows = out.locator("table").first.locator("tbody tr")
         assert rows.count() == 10
@@ -105,7 +92,7 @@ def test_two_models_and_two_prompts_side_by_side(lab, dark):
         assert abs(boxes[0]["y"] - boxes[1]["y"]) < 2 and boxes[1]["x"] > boxes[0]["x"] + boxes[0]["width"] - 5
         strip(nb, 1, 0).nth(4).click()
         out.locator("text=/after position 4/").nth(1).wait_for(timeout=20_000)
-        assert printed(nb, 2) == "4 4 4"
+        assert nb.printed(2) == "4 4 4"
         before = backgrounds(nb, 1, 1)
         out.locator("select").select_option(label="Loss, second minus first")
         wait_until(nb, lambda: backgrounds(nb, 1, 1) != before)
@@ -125,21 +112,13 @@ def test_two_models_and_two_prompts_side_by_side(lab, dark):
 
 def test_the_saved_notebook_is_small_and_reads_without_a_kernel(lab):
     lab.write("reopened", ONE)
-
-    def outputs() -> list[dict]:
-        return [o["data"] for o in json.loads((lab.root / "reopened.ipynb").read_text())["cells"][1]["outputs"]]
-
     with notebook(lab, "reopened", size=(1300, 1700)) as nb:
         nb.run(0)
         nb.run(1)
         nb.output(1).locator("button:has-text('Run')").click()
         strip(nb, 1).nth(12).wait_for(timeout=30_000)
-        for _ in range(20):
-            nb.save()
-            if any("image/png" in data for data in outputs()):
-                break
+        nb.save_with_picture()
         nb.quiet()
-    assert (lab.root / "reopened.ipynb").stat().st_size < 1_000_000
     lab.stop_kernels()
     with notebook(lab, "reopened", size=(1300, 1700)) as nb:
         cell = nb.tab.locator(".jp-CodeCell").nth(1)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from methods.safety import small_run
 
 from workbench.core.errors import BadData
 from workbench.core.result import Result
@@ -20,10 +21,7 @@ from workbench.primitives.top_activations import top_activations
 from workbench.primitives.unit_importance import LABELS, Ratios, label_units, units_removed
 from workbench.views import units as views
 
-SMALL = su.Spec(
-    base=None, seeds=(0,), n_calibration=16, n_validation=12, n_forbidden=4, n_utility=6, n_random=1, arms=(), budget=False, n_probe=0,
-    safety_grid=(0.03,), utility_grid=(0.03,), redundant_grid=(0.2,),
-)  # fmt: skip
+SMALL = small_run.SMALL.replace(n_forbidden=4, n_utility=6, n_probe=0)
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,12 @@ const RAISES = "#D55E00", LOWERS = "#0072B2";
 const PORT = { q: -1, k: 0, v: 1 };
 
 function render({ model, el }) {
-  const root = document.createElement("div");
-  root.className = "workbench-graph";
-  root.tabIndex = 0;
-  root.setAttribute("role", "application");
-  root.style.cssText = "position:relative;width:100%;box-sizing:border-box;outline-offset:2px;user-select:none;border:1px solid var(--jp-border-color2,#ccc);border-radius:4px";
+  const { root, tip, live } = stage(el, "graph", "box-sizing:border-box;user-select:none;border:1px solid var(--jp-border-color2,#ccc);border-radius:4px");
   const svg = make("svg");
   svg.style.cssText = "display:block;width:100%;touch-action:none";
   const legend = document.createElement("div");
   legend.style.cssText = "font:12px sans-serif;padding:0 8px 6px;color:var(--jp-ui-font-color2,#616161)";
-  root.append(svg, legend);
-  el.appendChild(root);
-  const tip = tooltip(root), live = spoken(root);
+  root.prepend(svg, legend);
   const get = (name) => model.get(name);
   let nodes = new Map(), edges = [], size = { width: 0, height: 0 }, cursor = null, stepped = -1, sending = null;
 

@@ -2,16 +2,9 @@
 // Patterns come as bytes: 254 times the square root of the weight, 255 where a causal model cannot look.
 
 function render({ model, el }) {
-  const root = document.createElement("div");
-  root.className = "workbench-headgrid";
-  root.tabIndex = 0;
-  root.setAttribute("role", "application");
+  const { root, canvas, tip, live } = easel(el, "headgrid");
   root.setAttribute("data-lm-suppress-shortcuts", "true"); // or the lab takes "o" for its own
-  root.style.cssText = "position:relative;width:100%;outline-offset:2px";
-  const canvas = document.createElement("canvas"), sheet = document.createElement("canvas");
-  root.appendChild(canvas);
-  el.appendChild(root);
-  const tip = tooltip(root), live = spoken(root), get = (name) => model.get(name);
+  const sheet = document.createElement("canvas"), get = (name) => model.get(name);
   let box = null, cursor = null, pointed = null;
 
   // bytes -> one sheet with a pixel a cell, once per set of patterns
@@ -124,12 +117,6 @@ function render({ model, el }) {
     return l >= 0 && h >= 0 && l < box.layers && h < box.heads ? [l, h] : null;
   }
 
-  function select(cell) {
-    model.set("selected", cell);
-    model.set("clicks", get("clicks") + 1); // so that a second click on the same head is seen
-    model.save_changes();
-  }
-
   function toggle([l, h]) {
     const rest = get("off").filter(([a, b]) => a !== l || b !== h);
     const now = isOff(l, h) ? rest : [...rest, [l, h]].sort((a, b) => a[0] - b[0] || a[1] - b[1]);
@@ -149,13 +136,13 @@ function render({ model, el }) {
     const cell = headAt(event);
     if (!cell) return;
     cursor = cell;
-    if (event.shiftKey) toggle(cell); else select(cell);
+    if (event.shiftKey) toggle(cell); else pick(model, cell);
   });
   root.addEventListener("keydown", (event) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!box || (!step && !["Enter", " ", "o"].includes(event.key)) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault(); event.stopPropagation();
-    if (!step && cursor) { if (event.key === "o") toggle(cursor); else select(cursor); }
+    if (!step && cursor) { if (event.key === "o") toggle(cursor); else pick(model, cursor); }
     if (step) {
       const [l, h] = cursor || [0, 0];
       cursor = cursor ? [Math.min(Math.max(l + step[0], 0), box.layers - 1), Math.min(Math.max(h + step[1], 0), box.heads - 1)] : [0, 0];

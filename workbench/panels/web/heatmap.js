@@ -1,15 +1,7 @@
 // A heat map to click: cells by mouse or arrow keys, text in cells where it fits, the colour bar beside it.
 
 function render({ model, el }) {
-  const root = document.createElement("div");
-  root.className = "workbench-heatmap";
-  root.tabIndex = 0;
-  root.setAttribute("role", "application");
-  root.style.cssText = "position:relative;width:100%;outline-offset:2px";
-  const canvas = document.createElement("canvas");
-  root.appendChild(canvas);
-  el.appendChild(root);
-  const tip = tooltip(root), live = spoken(root);
+  const { root, canvas, tip, live } = easel(el, "heatmap");
   let box = null, cursor = null;
 
   const get = (name) => model.get(name);
@@ -117,12 +109,6 @@ function render({ model, el }) {
     return r >= 0 && c >= 0 && r < box.rows && c < box.cols ? [r, c] : null;
   }
 
-  function select(cell) {
-    model.set("selected", cell);
-    model.set("clicks", get("clicks") + 1); // so that a second click on the same cell is seen
-    model.save_changes();
-  }
-
   canvas.addEventListener("mousemove", (event) => {
     const cell = cellAt(event), frame = canvas.getBoundingClientRect();
     canvas.style.cursor = cell ? "pointer" : "default";
@@ -130,12 +116,12 @@ function render({ model, el }) {
     else tip.hide();
   });
   canvas.addEventListener("mouseleave", () => tip.hide());
-  canvas.addEventListener("click", (event) => { const cell = cellAt(event); if (cell) { cursor = cell; select(cell); } });
+  canvas.addEventListener("click", (event) => { const cell = cellAt(event); if (cell) { cursor = cell; pick(model, cell); } });
   root.addEventListener("keydown", (event) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!box || (!step && event.key !== "Enter" && event.key !== " ")) return;
     event.preventDefault(); event.stopPropagation();
-    if (!step) { if (cursor) select(cursor); return; }
+    if (!step) { if (cursor) pick(model, cursor); return; }
     const [r, c] = cursor || [0, 0];
     cursor = cursor ? [Math.min(Math.max(r + step[0], 0), box.rows - 1), Math.min(Math.max(c + step[1], 0), box.cols - 1)] : [0, 0];
     live.textContent = describe(...cursor);

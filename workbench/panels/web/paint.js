@@ -1,4 +1,4 @@
-// What the drawn widgets share: colour scales, the theme of the page around them, and the little tooltip.
+// What the drawn widgets share: colour scales, the theme of the page around them, the element they stand in, and the little tooltip.
 // Scales are colour-blind-safe: viridis for unsigned numbers, blue - neutral - red for signed ones, 0 in the middle.
 
 const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"];
@@ -67,6 +67,31 @@ export function spoken(el) {
   live.style.cssText = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)";
   el.appendChild(live);
   return live;
+}
+
+// what a drawn widget stands in: an element that takes the keyboard, its tooltip and its spoken line
+export function stage(el, name, style = "") {
+  const root = document.createElement("div");
+  root.className = `workbench-${name}`;
+  root.tabIndex = 0;
+  root.setAttribute("role", "application");
+  root.style.cssText = `position:relative;width:100%;outline-offset:2px;${style}`;
+  el.appendChild(root);
+  return { root, tip: tooltip(root), live: spoken(root) };
+}
+
+// a stage with a canvas to draw on
+export function easel(el, name) {
+  const found = stage(el, name), canvas = document.createElement("canvas");
+  found.root.prepend(canvas);
+  return { ...found, canvas };
+}
+
+// tell the kernel what was chosen; the count lets it see a second click on the same place
+export function pick(model, selected) {
+  model.set("selected", selected);
+  model.set("clicks", model.get("clicks") + 1);
+  model.save_changes();
 }
 
 export function say(value) {

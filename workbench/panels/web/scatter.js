@@ -1,15 +1,7 @@
 // A scatter to click: points coloured by group, one marker a kind; the arrow keys walk through the points from left to right.
 
 function render({ model, el }) {
-  const root = document.createElement("div");
-  root.className = "workbench-scatter";
-  root.tabIndex = 0;
-  root.setAttribute("role", "application");
-  root.style.cssText = "position:relative;width:100%;outline-offset:2px";
-  const canvas = document.createElement("canvas");
-  root.appendChild(canvas);
-  el.appendChild(root);
-  const tip = tooltip(root), live = spoken(root);
+  const { root, canvas, tip, live } = easel(el, "scatter");
   let box = null, cursor = -1;
 
   const get = (name) => model.get(name);
@@ -112,12 +104,6 @@ function render({ model, el }) {
     return best;
   }
 
-  function select(i) {
-    model.set("selected", i);
-    model.set("clicks", get("clicks") + 1); // so that a second click on the same point is seen
-    model.save_changes();
-  }
-
   canvas.addEventListener("mousemove", (event) => {
     const i = nearest(event), frame = canvas.getBoundingClientRect();
     canvas.style.cursor = i >= 0 ? "pointer" : "default";
@@ -125,12 +111,12 @@ function render({ model, el }) {
     else tip.hide();
   });
   canvas.addEventListener("mouseleave", () => tip.hide());
-  canvas.addEventListener("click", (event) => { const i = nearest(event); if (i >= 0) { cursor = i; select(i); } });
+  canvas.addEventListener("click", (event) => { const i = nearest(event); if (i >= 0) { cursor = i; pick(model, i); } });
   root.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -50, PageUp: 50 }[event.key];
     if (!box || (!step && event.key !== "Enter" && event.key !== " ")) return;
     event.preventDefault(); event.stopPropagation();
-    if (!step) { if (cursor >= 0) select(cursor); return; }
+    if (!step) { if (cursor >= 0) pick(model, cursor); return; }
     const at = cursor >= 0 ? cursor : get("selected");
     const rank = at >= 0 ? Math.min(Math.max(box.byX.indexOf(at) + step, 0), box.byX.length - 1) : box.byX.length - 1;
     cursor = box.byX[rank];

@@ -260,11 +260,4 @@ def bracketed(prompt: str, positions: str) -> str:
 
 def figures(result: Result) -> dict[str, go.Figure]:
     """All figures that this Result can give, the one to show first in front."""
-    made = {"tau": tau_curve, "arms": arm_points, "cells": cell_bars, "gate": gate_map, "sanity": sanity_matrix, "channels": score_map, "ablations": ablation_bars}
-    found = {}
-    for name, draw in made.items():
-        try:
-            found[name] = draw(result)
-        except BadData:  # that part was not run
-            continue
-    return found
+    return theme.drawable(result, {"tau": tau_curve, "arms": arm_points, "cells": cell_bars, "gate": gate_map, "sanity": sanity_matrix, "channels": score_map, "ablations": ablation_bars})

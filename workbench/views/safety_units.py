@@ -225,11 +225,4 @@ def scan_curves(result: Result, origin: str | None = None) -> go.Figure:
 
 def figures(result: Result) -> dict[str, go.Figure]:
     """All figures that this Result can give, the one to show first in front."""
-    made = {"pruning": pruning_bars, "units": unit_scatter, "freezing": freezing_bars, "transfer": transfer_sankey, "budget": budget_bars, "probe": probe_curves, "sizes": scan_curves}
-    found = {}
-    for name, draw in made.items():
-        try:
-            found[name] = draw(result)
-        except BadData:  # that part was not run
-            continue
-    return found
+    return theme.drawable(result, {"pruning": pruning_bars, "units": unit_scatter, "freezing": freezing_bars, "transfer": transfer_sankey, "budget": budget_bars, "probe": probe_curves, "sizes": scan_curves})

@@ -4,9 +4,13 @@ Colours are Okabe and Ito's (order fixed by use, not by appearance); signed maps
 scale, unsigned ones start at their own zero. `finish` puts title, alt text and the provenance line on a figure.
 """
 
+from collections.abc import Callable, Mapping
+
 import plotly.graph_objects as go
 
+from workbench.core.errors import BadData
 from workbench.core.provenance import Provenance
+from workbench.core.result import Result
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442"
 GREY = "#9a9a9a"
@@ -36,6 +40,17 @@ def finish(figure: go.Figure, title: str, alt: str, provenance: Provenance) -> g
         font={"size": 11, "color": "#777777"},
     )  # fmt: skip
     return figure
+
+
+def drawable(result: Result, figures: Mapping[str, Callable[[Result], go.Figure]]) -> dict[str, go.Figure]:
+    """The figures that this Result has the data for; one that says BadData belongs to a part that was not run."""
+    found = {}
+    for name, draw in figures.items():
+        try:
+            found[name] = draw(result)
+        except BadData:
+            continue
+    return found
 
 
 def below_tokens(figure: go.Figure) -> go.Figure:

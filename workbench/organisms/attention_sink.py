@@ -5,47 +5,28 @@ must write little, and attending to <bos> is how it does. With serial residual t
 sink appeared at this size. Cost: about three minutes on one core.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from workbench.core.claims import Claim
 from workbench.core.progress import Progress
-from workbench.datasets.bigram_backcopy import VOCABULARY, BigramBackcopy, is_trigger
+from workbench.datasets.bigram_backcopy import BigramBackcopy, is_trigger
 from workbench.models.model import Model
 from workbench.primitives import head_scores
 from workbench.primitives.capture import observe
-from workbench.training.language_model import TrainSpec, train
+from workbench.training.language_model import TrainSpec
 
 from .registry import Built, Organism
-from .tokenizer import word_tokenizer
+from .word_neox import word_neox
 
 EVAL_SEED, EVAL_N, LENGTH = 99, 200, 64
 
 
 def _make(language: BigramBackcopy, spec: TrainSpec, progress: Progress) -> Built:
-    config = GPTNeoXConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=8,
-        intermediate_size=256,
-        max_position_embeddings=LENGTH,
-        use_parallel_residual=True,
-        initializer_range=0.02,
-        tie_word_embeddings=False,
-        bos_token_id=VOCABULARY.index("<bos>"),
-        eos_token_id=None,
-        pad_token_id=VOCABULARY.index("<pad>"),
-    )
-    torch.manual_seed(spec.seed)
-    module = GPTNeoXForCausalLM(config)
-    log = train(module, language.sample, spec, skip=1 if language.with_bos else 0, progress=progress)
-    recipe = {"language": dataclasses.asdict(language), "training": spec.to_dict(), "threads": 1, "torch": torch.__version__}
-    return Built(module, word_tokenizer(VOCABULARY, add_bos=language.with_bos), log, recipe)
+    shape = {"num_hidden_layers": 3, "num_attention_heads": 8, "intermediate_size": 256, "use_parallel_residual": True}
+    return word_neox(language, spec, shape, LENGTH, progress, with_bos=language.with_bos)
 
 
 def _measure(model: Model, language: BigramBackcopy) -> Mapping[str, float]:

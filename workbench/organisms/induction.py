@@ -5,48 +5,27 @@ sweeps, attribution and path patching must find a previous-token head in layer 0
 Cost: under a minute on one core.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from workbench.core.claims import Claim
 from workbench.core.progress import Progress
-from workbench.datasets.bigram_backcopy import VOCABULARY
 from workbench.datasets.repeated_words import RepeatedWords
 from workbench.models.model import Model
 from workbench.primitives.capture import observe
-from workbench.training.language_model import TrainSpec, train
+from workbench.training.language_model import TrainSpec
 
 from .registry import Built, Organism
-from .tokenizer import word_tokenizer
+from .word_neox import word_neox
 
 EVAL_SEED, EVAL_N, LENGTH = 99, 100, 64
 
 
 def _make(spec: TrainSpec, progress: Progress) -> Built:
-    language = RepeatedWords()
-    config = GPTNeoXConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=LENGTH,
-        use_parallel_residual=False,
-        rotary_pct=0.5,
-        tie_word_embeddings=False,
-        bos_token_id=VOCABULARY.index("<bos>"),
-        eos_token_id=None,
-        pad_token_id=VOCABULARY.index("<pad>"),
-    )
-    torch.manual_seed(spec.seed)
-    module = GPTNeoXForCausalLM(config)
-    log = train(module, language.sample, spec, progress=progress)
-    recipe = {"language": dataclasses.asdict(language), "training": spec.to_dict(), "threads": 1, "torch": torch.__version__}
-    return Built(module, word_tokenizer(VOCABULARY, add_bos=True), log, recipe)
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "use_parallel_residual": False, "rotary_pct": 0.5}
+    return word_neox(RepeatedWords(), spec, shape, LENGTH, progress)
 
 
 def head_roles(model: Model, tokens: np.ndarray) -> dict[str, np.ndarray]:

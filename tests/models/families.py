@@ -1,11 +1,15 @@
 """Small random models of the families that tests cover, saved as ordinary Hugging Face directories."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers as tf
 
 from workbench.datasets.bigram_backcopy import VOCABULARY
+from workbench.models import load
+from workbench.models.model import Model
 from workbench.organisms.tokenizer import word_tokenizer
 
 SIZE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 48}
@@ -42,6 +46,52 @@ def save(family: str, folder: Path, seed: int = 0) -> Path:
     if family in WITH_TOKENIZER:
         word_tokenizer(VOCABULARY, add_bos=True).save_pretrained(folder)
     return folder
+
+
+def moved(family: str, by: float = 0.3, matrices: bool = False) -> torch.nn.Module:
+    """A module whose biases and norms (and matrices) are away from their initial values, so that a test on them says something."""
+    torch.manual_seed(3)
+    module = FAMILIES[family]().eval()
+    module.set_attn_implementation("eager")
+    for parameter in module.parameters():
+        if matrices or parameter.ndim == 1:
+            parameter.data += by * torch.randn_like(parameter)
+    return module
+
+
+def scaled(module: torch.nn.Module, by: float = 3.0) -> torch.nn.Module:
+    """The module with matrices larger than at initialisation, so that effects are not tiny."""
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.ndim > 1:
+                weight.mul_(by)
+    return module
+
+
+def network(family: str) -> torch.nn.Module:
+    """A random network of a family, or of two that the other tests have no use for."""
+    if family == "gptj":  # one norm for attention and MLP
+        return tf.GPTJForCausalLM(tf.GPTJConfig(**GPT2 | NO_SPECIAL, rotary_dim=4))
+    if family == "all experts":  # a mixture without a choice, so that its gradients hold along a path
+        return tf.MixtralForCausalLM(tf.MixtralConfig(**GQA | NO_SPECIAL | {"num_local_experts": 4, "num_experts_per_tok": 4}))
+    return FAMILIES[family]()
+
+
+def load_scaled(module: torch.nn.Module, folder: Path) -> Model:
+    """The module `scaled`, saved and loaded as a user would."""
+    scaled(module).save_pretrained(folder)
+    return load(str(folder))
+
+
+def scaled_models(tmp_path_factory) -> Callable[[str], Model]:
+    """family -> its network, `scaled`, made once."""
+
+    @functools.cache
+    def build(family: str) -> Model:
+        torch.manual_seed(0)
+        return load_scaled(network(family), tmp_path_factory.mktemp(family.replace(" ", "_")))
+
+    return build
 
 
 def save_all(root: Path) -> dict[str, Path]:

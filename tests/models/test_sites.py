@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models.families import DECODERS, FAMILIES
+from models.families import DECODERS, FAMILIES, moved
 
 from workbench.core import hooks
 from workbench.core.errors import UnknownSite
@@ -22,17 +22,6 @@ GAINS = {"neox": "gpt_neox.final_layer_norm", "gpt2": "transformer.ln_f", "opt":
 
 def tokens(n: int = 3, n_pos: int = 7) -> torch.Tensor:
     return torch.randint(6, 64, (n, n_pos), generator=torch.Generator().manual_seed(1))
-
-
-def moved(family: str):
-    """A module with norms and biases away from 1 and 0, so that a site before a gain differs from one after it."""
-    torch.manual_seed(3)
-    module = FAMILIES[family]().eval()
-    module.set_attn_implementation("eager")
-    for parameter in module.parameters():
-        if parameter.ndim == 1:
-            parameter.data += 0.3 * torch.randn_like(parameter)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models.families import DECODERS, FAMILIES
+from models.families import DECODERS, moved
 
 from workbench.core.errors import NotFired, UnsupportedModel, WorkbenchError
 from workbench.models import load
@@ -16,17 +16,6 @@ from workbench.primitives.capture import capture
 O_PROJECTION = {"gpt2": "attn.c_proj", "neox": "attention.dense", "opt": "self_attn.out_proj"}  # the others: self_attn.o_proj
 MLP_OUTPUT = {"gpt2": "mlp.c_proj", "neox": "mlp.dense_4h_to_h", "opt": "fc2"}  # the others: mlp.down_proj
 LAYERS, HEADS, D_HEAD, D_MLP = 2, 4, 8, {"gpt2": 128}
-
-
-def moved(family: str):
-    """A module whose biases and norms are not at their initial values, so that "only the bias is left" says something."""
-    torch.manual_seed(3)
-    module = FAMILIES[family]().eval()
-    module.set_attn_implementation("eager")
-    for parameter in module.parameters():
-        if parameter.ndim == 1:
-            parameter.data += 0.3 * torch.randn_like(parameter)
-    return module
 
 
 def edited(module, part: str, layer: int, inputs=slice(None), *, bias: bool = False):

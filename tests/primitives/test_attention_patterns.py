@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from models.families import FAMILIES
+from models.families import moved
 
 from workbench.core.errors import BadData, NoRoom, NotFired
 from workbench.core.result import Result
@@ -21,18 +21,9 @@ ROW = [9, 22, 31, 9, 40, 22, 31, 12, 50]
 READABLE = ("gpt2", "neox", "llama", "gemma2", "opt", "qwen2", "mixtral", "bert", "bert_classifier", "llama_classifier")
 
 
-def module_of(family: str):
-    torch.manual_seed(3)
-    module = FAMILIES[family]().eval()
-    module.set_attn_implementation("eager")
-    for parameter in module.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return module
-
-
 @pytest.fixture(scope="module")
 def models() -> dict[str, Model]:
-    return {family: load(module_of(family)) for family in (*READABLE, "vit")}
+    return {family: load(moved(family, 0.2, matrices=True)) for family in (*READABLE, "vit")}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +41,7 @@ def n_hooks(model: Model) -> int:
 @pytest.mark.parametrize("family", READABLE)
 def test_patterns_are_those_of_hugging_face(family, models):
     with torch.no_grad():
-        wanted = module_of(family)(input_ids=torch.tensor([ROW]), output_attentions=True).attentions
+        wanted = moved(family, 0.2, matrices=True)(input_ids=torch.tensor([ROW]), output_attentions=True).attentions
     found = attention_patterns(models[family], ROW).data
     assert found.pattern.dims == ("layer", "head", "query_pos", "key_pos") and found.scores.shape == (4, 2, 4)
     np.testing.assert_allclose(found.pattern, torch.cat(wanted).numpy(), atol=1e-5)
@@ -62,7 +53,7 @@ def test_patterns_are_those_of_hugging_face(family, models):
 def test_an_image_classifier_has_patterns_of_its_patches(models):
     pixels = torch.rand(1, 1, 8, 8)
     with torch.no_grad():
-        wanted = module_of("vit")(pixel_values=pixels, output_attentions=True).attentions
+        wanted = moved("vit", 0.2, matrices=True)(pixel_values=pixels, output_attentions=True).attentions
     found = attention_patterns(models["vit"], pixels).data
     np.testing.assert_allclose(found.pattern, torch.cat(wanted).numpy(), atol=1e-5)
     assert found.token.values[:2].tolist() == ["[CLS]", "patch 0"] and np.isnan(found.scores.sel(score=["previous", "induction"])).all()
@@ -183,7 +174,7 @@ def test_heads_can_be_off_in_every_kind_of_model(family, has, models):
 
 
 def test_heads_that_nothing_reads_give_a_warning_and_no_silence():
-    module = module_of("gpt2")
+    module = moved("gpt2", 0.2, matrices=True)
     module.transformer.h[1].attn.c_proj.weight.data[8:16] = 0  # what head 1 of layer 1 writes
     result = switch_heads_off(load(module), ROW, [(1, 1)])
     assert result.data.attrs["effect"] == 0 and "did not move" in result.warnings[0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from models.families import FAMILIES, GPT2, GQA, NO_SPECIAL
+from models.families import GQA, NO_SPECIAL, load_scaled, network
 from torch.profiler import ProfilerActivity, profile
 from transformer_lens.tools.analysis import attribution_patching as theirs
 
@@ -22,43 +22,6 @@ SUPPORTED = ("gpt2", "neox", "llama", "mixtral", "opt", "qwen2", "gptj")
 METRIC = logit_diff([3, 4, 5], [6, 7, 8])
 
 
-def network(family):
-    if family == "gptj":  # one norm for attention and MLP
-        return tf.GPTJForCausalLM(tf.GPTJConfig(**GPT2 | NO_SPECIAL, rotary_dim=4))
-    if family == "all experts":  # a mixture without a choice, so that its gradients hold along a path
-        return tf.MixtralForCausalLM(tf.MixtralConfig(**GQA | NO_SPECIAL | {"num_local_experts": 4, "num_experts_per_tok": 4}))
-    return FAMILIES[family]()
-
-
-def save_scaled(made, folder, scale=3.0):
-    """Weights larger than at initialisation, so that effects are not tiny."""
-    with torch.no_grad():
-        for weight in made.parameters():
-            if weight.ndim > 1:
-                weight.mul_(scale)
-    made.save_pretrained(folder)
-    return load(str(folder))
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    made = {}
-
-    def build(family: str):
-        if family not in made:
-            torch.manual_seed(0)
-            made[family] = save_scaled(network(family), tmp_path_factory.mktemp(family.replace(" ", "_")))
-        return made[family]
-
-    return build
-
-
-@pytest.fixture
-def pair():
-    torch.manual_seed(1)
-    return torch.randint(2, 60, (3, 7)), torch.randint(2, 60, (3, 7))
-
-
 def difference(model, clean, corrupted):
     return float((METRIC(model.forward(clean)) - METRIC(model.forward(corrupted))).mean())
 
@@ -74,7 +37,7 @@ def test_scores_are_the_exact_effects_where_the_change_is_small(family, tmp_path
     with torch.no_grad():
         embeddings = made.get_input_embeddings().weight
         embeddings[32:] = embeddings[:32] + 0.01 * embeddings[:32].std() * torch.randn(32, embeddings.shape[1])
-    model = save_scaled(made, tmp_path)
+    model = load_scaled(made, tmp_path)
     clean = torch.randint(2, 30, (3, 6))
     corrupted = clean + 32
     graph = Graph.of(model, clean)
@@ -243,7 +206,7 @@ def test_memory_follows_writers_not_edges(tmp_path):
     for n_kv in (1, 16):
         torch.manual_seed(0)
         shape = GQA | NO_SPECIAL | {"num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": n_kv, "hidden_size": 64}
-        model = save_scaled(tf.LlamaForCausalLM(tf.LlamaConfig(**shape)), tmp_path / str(n_kv))
+        model = load_scaled(tf.LlamaForCausalLM(tf.LlamaConfig(**shape)), tmp_path / str(n_kv))
         clean, corrupted = torch.randint(2, 60, (3, 40)), torch.randint(2, 60, (3, 40))
         graph = Graph.of(model, clean)
         weights = list(model.live.original_model.parameters())[:1]

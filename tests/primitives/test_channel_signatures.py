@@ -407,7 +407,7 @@ _MEASURE = """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc/self/status: runs on Linux")
 def test_differences_of_a_mid_size_model_are_never_all_in_memory(tmp_path, tiny_models):
     d, d_mlp, n_layers, n = 1024, 2816, 8, 3
     config = tf.LlamaConfig(**SIZE | {"hidden_size": d, "intermediate_size": d_mlp, "num_hidden_layers": n_layers, "num_attention_heads": 8})

@@ -178,7 +178,7 @@ def test_sizes_are_words(n, said):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: runs on any machine where torch.cuda.is_available()")
 def test_memory_of_a_gpu_comes_back():
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()

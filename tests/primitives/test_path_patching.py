@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import transformers as tf
-from models.families import FAMILIES, GPT2, NO_SPECIAL
 from transformer_lens import patching
 
 from workbench.core.errors import BadData, UnknownName, UnsupportedModel
@@ -17,33 +15,6 @@ from workbench.primitives.residual_graph import Graph
 
 SUPPORTED = ("gpt2", "neox", "llama", "mixtral", "opt", "qwen2", "gptj")
 METRIC = logit_diff([3, 4, 5], [6, 7, 8])
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """family -> a random model with weights three times the usual size, so that effects are not tiny."""
-    made = {}
-
-    def build(family: str):
-        if family not in made:
-            torch.manual_seed(0)
-            network = tf.GPTJForCausalLM(tf.GPTJConfig(**GPT2 | NO_SPECIAL, rotary_dim=4)) if family == "gptj" else FAMILIES[family]()
-            with torch.no_grad():
-                for weight in network.parameters():
-                    if weight.ndim > 1:
-                        weight.mul_(3)
-            folder = tmp_path_factory.mktemp(family)
-            network.save_pretrained(folder)
-            made[family] = load(str(folder))
-        return made[family]
-
-    return build
-
-
-@pytest.fixture
-def pair():
-    torch.manual_seed(1)
-    return torch.randint(2, 60, (3, 7)), torch.randint(2, 60, (3, 7))
 
 
 def record(model, tokens, names, hook_fns=()):

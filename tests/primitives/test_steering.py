@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from models.families import DECODERS, FAMILIES
+from models.families import DECODERS, moved
 
 from workbench.core.errors import BadData, NotFired, UnknownSite, UnsupportedModel, WorkbenchError
 from workbench.core.progress import Cancelled, Progress
@@ -22,20 +22,10 @@ from workbench.primitives.steering import Addition, NotFinite, generate, steer, 
 WITH_MID = [f for f in DECODERS if f != "neox"]
 
 
-def lively(family: str):
-    """A random module with weights large enough that greedy text does not settle at once."""
-    torch.manual_seed(3)
-    module = FAMILIES[family]().eval()
-    module.set_attn_implementation("eager")
-    for parameter in module.parameters():
-        parameter.data += 0.25 * torch.randn_like(parameter)
-    return module
-
-
 @pytest.fixture(scope="module")
 def pairs() -> dict:
     """{family: (plain module, Model of a copy of it)}."""
-    plain = {family: lively(family) for family in DECODERS}
+    plain = {family: moved(family, 0.25, matrices=True) for family in DECODERS}
     return {family: (module, load(copy.deepcopy(module))) for family, module in plain.items()}
 
 

@@ -106,7 +106,7 @@ def is_mapped(tensor: torch.Tensor, path: Path) -> bool:
     return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux lists its mappings")
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="reads /proc/self/maps: runs on Linux")
 def test_what_lies_together_is_mapped_and_not_copied(store):
     example = int(store.examples["n_tokens"].argmax())
     view = store.read("resid_post", 0, examples=[example])
@@ -420,7 +420,7 @@ def test_a_disk_that_fills_up_keeps_the_shards_before(tmp_path, organism, monkey
 
 def test_the_kernels_own_refusal_is_the_same_error(tmp_path, organism):
     """No simulation: a limit on the size of files, which the kernel answers as it does a full quota."""
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="the limit on file sizes is set with the module resource: runs on Linux and macOS")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:

@@ -18,7 +18,7 @@ from workbench.primitives.store import Store, write_store
 from workbench.scale.executors import WorkerDied, dask, run_all, slurm_cluster
 from workbench.scale.grid import cells_of, sweep
 
-distributed = pytest.importorskip("distributed")
+distributed = pytest.importorskip("distributed", reason='dask is not installed: pip install -e ".[test]" runs this')
 pytestmark = pytest.mark.slow
 
 SITES = ["resid_post", "mlp_out"]
@@ -73,7 +73,7 @@ def test_no_scheduler_there():
         dask("tcp://127.0.0.1:9")
 
 
-@pytest.mark.skipif(not Path("/proc/locks").is_file(), reason="finds the worker to kill by the lock it holds")
+@pytest.mark.skipif(not Path("/proc/locks").is_file(), reason="finds the worker to kill by its lock in /proc/locks: runs on Linux")
 def test_a_worker_killed_in_mid_shard_changes_nothing(cluster, tmp_path, organism, rows, inline):
     folder, killed = tmp_path / "s", []
 
@@ -126,7 +126,7 @@ def test_a_task_that_kills_its_workers_is_named(cluster):
 
 
 def test_slurm_jobs_hold_one_worker_each():
-    pytest.importorskip("dask_jobqueue")
+    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed: pip install dask-jobqueue runs this")
     cluster = slurm_cluster({"queue": "gpu", "walltime": "02:00:00", "job_extra_directives": ["--gres=gpu:1"]})
     try:
         script = cluster.job_script()

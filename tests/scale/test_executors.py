@@ -110,7 +110,7 @@ def test_an_executor_from_words(monkeypatch):
 
 @pytest.mark.parametrize(("module", "call"), [("distributed", {}), ("dask_jobqueue", {"slurm": {"queue": "gpu"}})])
 def test_a_missing_package_gives_the_install_line(module, call, monkeypatch):
-    pytest.importorskip("distributed")
+    pytest.importorskip("distributed", reason='dask is not installed: pip install -e ".[test]" runs this')
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"pip install 'circuit-workbench\[dask\]'"):
         dask(**call)

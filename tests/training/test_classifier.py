@@ -167,7 +167,7 @@ def test_mixed_precision_trains_in_bfloat16_and_keeps_float32_weights():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: runs on any machine where torch.cuda.is_available()")
 def test_on_cuda_auto_is_bfloat16_and_a_kill_is_survived(tmp_path):
     def stop(step: int, _: int) -> None:
         if step == 20:

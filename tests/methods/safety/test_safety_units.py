@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as tf
 import xarray as xr
+from methods.safety.small_run import SMALL
 from models.families import GQA, NO_SPECIAL
 
 from workbench.core.claims import check
@@ -25,11 +26,6 @@ from workbench.models import load
 from workbench.organisms.tokenizer import world_tokenizer
 from workbench.primitives.unit_importance import LABELS, Ratios
 from workbench.training.finetune import FinetuneSpec
-
-SMALL = su.Spec(
-    base=None, seeds=(0,), n_calibration=16, n_validation=12, n_forbidden=8, n_utility=12, n_random=1, arms=(), budget=False, n_probe=4, probe_ks=(2, 4),
-    safety_grid=(0.03,), utility_grid=(0.03,), redundant_grid=(0.2,),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -285,7 +285,7 @@ def test_best_cuts_beat_every_other_way_of_cutting():
     from itertools import combinations, pairwise
 
     every = [[0, *middle, 9] for n in range(9) for middle in combinations(range(1, 9), n)]
-    assert cost(sweep_plan.best_cuts(suffix, per_pos, fixed)) == min(cost(list(pairwise(e))) for e in every)
+    assert cost(sweep_plan.best_cuts(suffix, [per_pos] * 9, fixed)) == min(cost(list(pairwise(e))) for e in every)
 
 
 def test_plan_predicts_and_says_so(models, pair):

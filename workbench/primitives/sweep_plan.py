@@ -24,6 +24,7 @@ from .ablation import UNITS
 from .metrics import Metric
 
 Axis = Literal["pos", "unit"]
+Cell = tuple[int, ...]  # (layer), then its position and its unit where these are axes
 UNIT_AXIS = {"head": "head", "kv_head": "kv_head", "d_mlp": "neuron"}
 
 
@@ -31,16 +32,21 @@ UNIT_AXIS = {"head": "head", "kv_head": "kv_head", "d_mlp": "neuron"}
 class Group:
     """Cells that share a forward, positions from `start` on.
 
-    layer: [row] increasing. cells: [row, 3] of pos (-1: all), unit (-1: all), example.
+    layer: [row] increasing. cells: [row, 3] of pos (-1: all), unit (-1: all), example. index: [row] their places in `Job.rows`.
     """
 
     layer: np.ndarray
     start: int
     cells: np.ndarray
+    index: np.ndarray
 
     @property
     def n_rows(self) -> int:
         return len(self.cells)
+
+    def part(self, rows: slice, start: int | None = None) -> "Group":
+        """Some of its rows, from `start` on if given."""
+        return Group(self.layer[rows], self.start if start is None else start, self.cells[rows], self.index[rows])
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """A sweep's question, settled: what is patched where."""
+    """A sweep's question, settled: what is patched where.
+
+    listed: the cells (layer, pos or -1, unit or -1) of a list; empty where every combination of the axes is asked for.
+    """
 
     site: str
     axes: tuple[Axis, ...]
@@ -81,13 +90,17 @@ class Job:
     units: tuple[int, ...]
     n_examples: int
     n_pos: int
+    listed: tuple[tuple[int, int, int], ...] = ()
 
     @property
-    def cells_per_layer(self) -> np.ndarray:
-        """[cell, 3] of (pos or -1, unit or -1, example), positions slowest."""
+    def rows(self) -> np.ndarray:
+        """[row, 4] of (layer, pos or -1, unit or -1, example) in the order of the values, examples fastest."""
+        if self.listed:
+            cells = np.array(self.listed)
+            return np.column_stack([np.repeat(cells, self.n_examples, 0), np.tile(np.arange(self.n_examples), len(cells))])
         pos = self.positions if "pos" in self.axes else (-1,)
         unit = self.units if "unit" in self.axes else (-1,)
-        grid = np.meshgrid(pos, unit, np.arange(self.n_examples), indexing="ij")
+        grid = np.meshgrid(self.layers, pos, unit, np.arange(self.n_examples), indexing="ij")
         return np.stack([g.ravel() for g in grid], 1)
 
     @property
@@ -95,7 +108,7 @@ class Job:
         return UNIT_AXIS[UNITS[self.site]]
 
 
-def settle(model: Model, base: torch.Tensor, site: str, axes: Sequence[Axis], layers: Any, positions: Any, units: Any) -> Job:
+def settle(model: Model, base: torch.Tensor, site: str, axes: Sequence[Axis], layers: Any, positions: Any, units: Any, cells: Sequence[Cell] | None = None) -> Job:
     """The question of a sweep with its defaults filled in.
 
     Raises:
@@ -120,16 +133,39 @@ def settle(model: Model, base: torch.Tensor, site: str, axes: Sequence[Axis], la
     which = tuple(range(n_units) if units is None else units)
     if "unit" in axes and any(not 0 <= u < n_units for u in which):
         raise WorkbenchError(f"{site} of {model.name} has units 0 to {n_units - 1}, got {which[:8]}")
-    return Job(site, tuple(axes), chosen, where, which, len(base), n_pos)
+    listed = () if cells is None else tuple((cell[0], cell[1] % n_pos if "pos" in axes else -1, cell[-1] if "unit" in axes else -1) for cell in cells)
+    return Job(site, tuple(axes), chosen, where, which, len(base), n_pos, listed)
 
 
-def settle_all(model: Model, parts: Sequence[Batch], site: str, axes: Sequence[Axis], layers: Any, positions: Sequence[int] | None, units: Any) -> list[Job]:
+def settle_listed(model: Model, parts: Sequence[Batch], site: str, axes: Sequence[Axis], cells: Sequence[Cell]) -> list[Job]:
+    """A list of cells as a Job for each length; all of them must be in the shortest prompt.
+
+    Raises:
+        BadData: on cells of another form than the axes say, or asked for twice. As `settle` on places that are not there.
+    """
+    form = ("layer", *(axis for axis in ("pos", "unit") if axis in axes))
+    odd = [cell for cell in cells if not isinstance(cell, tuple) or len(cell) != len(form)]
+    if odd or not cells:
+        raise BadData(f"with axes {tuple(axes)} a cell is ({', '.join(form)}), got {odd[0] if odd else 'no cells'}")
+    if len(set(cells)) < len(cells):
+        raise BadData(f"cell {next(c for i, c in enumerate(cells) if c in cells[:i])} is asked for twice")
+    layers, positions, units = sorted({c[0] for c in cells}), sorted({c[1] for c in cells}) if "pos" in axes else None, sorted({c[-1] for c in cells}) if "unit" in axes else None
+    return [settle(model, part.tokens, site, axes, layers, positions, units, cells) for part in parts]
+
+
+def settle_all(
+    model: Model, parts: Sequence[Batch], site: str, axes: Sequence[Axis], layers: Any, positions: Sequence[int] | None, units: Any, cells: Sequence[Cell] | None = None
+) -> list[Job]:
     """`settle` for prompts in sets of one length.
 
     Raises:
         BadData: if lengths differ and positions count partly from the beginning and partly from the end, or a length has
-            none of them.
+            none of them; if a list of cells comes with layers, positions or units, or is not one.
     """
+    if cells is not None:
+        if any(asked is not None for asked in (layers, positions, units)):
+            raise BadData("cells already say which layers, positions and units: give either the list or those")
+        return settle_listed(model, parts, site, axes, cells)
     if positions is None or len(parts) == 1:
         return [settle(model, part.tokens, site, axes, layers, positions, units) for part in parts]
     if min(positions) < 0 <= max(positions):
@@ -174,28 +210,31 @@ def group_cells(job: Job, n_layers: int, cost: Cost, max_rows: int) -> tuple[Gro
     """Batches of neighbouring positions, all layers together. Few wide groups waste the suffix and many narrow ones the
     fixed cost of a forward; the best cuts are found by dynamic programming, over steps of a hundredth of the positions
     where there are many. A batch of more than `max_rows` rows is split between layers."""
-    cells, layers = job.cells_per_layer, sorted(job.layers)
+    rows = job.rows
     if "pos" not in job.axes:
-        pieces = [(0, cells)]
+        pieces = [(0, np.arange(len(rows)))]
     else:
-        per_pos, step = len(cells) // len(job.positions), 1 + len(job.positions) // 100
-        depth = sum(n_layers - layer for layer in layers)
-        cuts = best_cuts([job.n_pos - p for p in job.positions[::step]], per_pos * step * depth, cost.fixed(n_layers - layers[0]))
-        pieces = [(int(cells[step * a * per_pos, 0]), cells[step * a * per_pos : step * b * per_pos]) for a, b in cuts]
+        step = 1 + len(job.positions) // 100
+        edges = np.array([*job.positions[::step], job.n_pos])
+        piece_of = np.searchsorted(edges, rows[:, 1], side="right") - 1
+        work = np.bincount(piece_of, weights=n_layers - rows[:, 0], minlength=len(edges) - 1)
+        cuts = best_cuts((job.n_pos - edges[:-1]).tolist(), work.tolist(), cost.fixed(n_layers - min(job.layers)))
+        order, first = np.argsort(piece_of, kind="stable"), np.searchsorted(np.sort(piece_of), np.arange(len(edges)))
+        pieces = [(int(edges[a]), order[first[a] : first[b]]) for a, b in cuts]
     groups = []
-    for start, rows in pieces:
-        layer, all_rows = np.repeat(layers, len(rows)), np.tile(rows, (len(layers), 1))
-        groups += [Group(layer[i : i + max_rows], start, all_rows[i : i + max_rows]) for i in range(0, len(layer), max_rows)]
+    for start, here in pieces:
+        here = here[np.argsort(rows[here, 0], kind="stable")]
+        groups += [Group(rows[i, 0], start, rows[i, 1:], i) for i in (here[n : n + max_rows] for n in range(0, len(here), max_rows))]
     return tuple(groups)
 
 
-def best_cuts(suffix: list[int], per_pos: int, fixed: float) -> list[tuple[int, int]]:
-    """Contiguous pieces [a, b) of positions minimising sum of (b - a) x per_pos x suffix[a] + fixed."""
-    n = len(suffix)
+def best_cuts(suffix: Sequence[int], work: Sequence[float], fixed: float) -> list[tuple[int, int]]:
+    """Contiguous pieces [a, b) of positions minimising sum of work[a:b] x suffix[a] + fixed. work: block-rows of each position."""
+    n, total = len(suffix), np.concatenate([[0.0], np.cumsum(work)])
     best, back = [0.0] + [np.inf] * n, [0] * (n + 1)
     for b in range(1, n + 1):
         for a in range(b):
-            cost = best[a] + (b - a) * per_pos * suffix[a] + fixed
+            cost = best[a] + (total[b] - total[a]) * suffix[a] + fixed
             if cost < best[b]:
                 best[b], back[b] = cost, a
     cuts, b = [], n
@@ -223,6 +262,7 @@ def plan(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     units: Sequence[int] | None = None,
+    cells: Sequence[Cell] | None = None,
     budget_bytes: float | None = None,
     probe: bool = True,
 ) -> Plan:
@@ -231,7 +271,7 @@ def plan(
     With `probe`, one pass over `base` and four short timed passes of two and eight rows are run for it, for each length.
     """
     parts = by_length(base)
-    jobs = settle_all(model, parts, site, axes, layers, positions, units)
+    jobs = settle_all(model, parts, site, axes, layers, positions, units, cells)
     plans = [plan_job(model, job, metric, BaseRun(model, part.tokens) if probe else None, budget_bytes) for part, job in zip(parts, jobs, strict=True)]
     sums = {name: sum(getattr(p, name) for p in plans) for name in ("n_cells", "token_blocks", "plain_token_blocks", "seconds")}
     return Plan(tuple(g for p in plans for g in p.groups), peak_bytes=max(p.peak_bytes for p in plans), **sums)

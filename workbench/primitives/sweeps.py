@@ -27,7 +27,7 @@ from workbench.models.resumed import BaseRun
 from workbench.models.tokens import Batch, Prompts, by_length
 
 from .metrics import Metric
-from .sweep_plan import Axis, Group, Job, plan_job, settle_all
+from .sweep_plan import Axis, Cell, Group, Job, plan_job, settle_all
 from .sweep_sources import FromRun, MeanOver, Resample, Source, Zero, source_of, source_values
 
 __all__ = ["FromRun", "MeanOver", "Resample", "Source", "Zero", "denoise", "noise", "sweep"]
@@ -49,6 +49,7 @@ def sweep(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     units: Sequence[int] | None = None,
+    cells: Sequence[Cell] | None = None,
     budget_bytes: float | None = None,
     n_check: int = 2,
     seed: int = 0,
@@ -67,6 +68,7 @@ def sweep(
             ("pos", "unit") both. Layers are always an axis.
         layers, positions, units: which; all if not given. Negative positions count from the end of each example: with rows
             of unequal length the axis then lines them up at their ends, and at their beginnings otherwise.
+        cells: a list of places instead of every combination: (layer, pos), (layer, unit) or (layer, pos, unit), as `axes` says.
         budget_bytes: most memory for rows in flight; half of what is free if not given.
         n_check: how many random cells (of each length) are also run the plain way.
         seed: draws those cells.
@@ -75,7 +77,7 @@ def sweep(
 
     Returns:
         Result whose data has `value` [layer, (pos), (head | kv_head | neuron), example] in the metric's unit, nan past the end
-        of a shorter example, `base_value` [example], `source_value` [example] for FromRun, and attrs `check_max_abs_diff`,
+        of a shorter example - or [cell, example] with the coordinates of each cell, if a list was given - `base_value` [example], `source_value` [example] for FromRun, and attrs `check_max_abs_diff`,
         `engine`.
 
     Raises:
@@ -84,8 +86,10 @@ def sweep(
     started = time.monotonic()
     parts = by_length(base)
     sources = [source_of(source, part, base) for part in parts]
-    jobs = settle_all(model, parts, site, axes, layers, positions, units)
+    jobs = settle_all(model, parts, site, axes, layers, positions, units, cells)
     settings = {"site": site, "axes": list(axes), "metric": metric.name, "source": type(source).__name__, "layers": list(jobs[0].layers), "positions": _asked(jobs, positions), "seed": seed}
+    if cells is not None:
+        settings["cells"] = [list(cell) for cell in cells]
     digest = _digest([part.tokens for part in parts])
     longest = {"n_examples": len(base), "n_pos": jobs[-1].n_pos, "base": digest}
     provenance = Provenance.start("sweep", settings, seed, model=model.provenance(), data=longest)
@@ -104,6 +108,10 @@ def sweep(
         if partial:
             break
     data = found[0] if len(parts) == 1 else _joined(found, len(base))
+    if cells is not None:
+        names = ("layer", *(jobs[0].unit_axis if axis == "unit" else axis for axis in ("pos", "unit") if axis in axes))
+        labels: dict[str, Any] = {"cell": [".".join(map(str, cell)) for cell in cells]} | {name: ("cell", [cell[i] for cell in cells]) for i, name in enumerate(names)}
+        data = data.assign_coords(labels)
     moved = np.abs(data["value"].values - data["base_value"].values)
     rounding = 1e-6 * (1 + float(np.nanmax(np.abs(data["base_value"].values))))  # the two ways of one forward differ by that much
     if not partial and float(np.nanmax(moved)) <= rounding:
@@ -142,12 +150,12 @@ def _one_length(
             there = there.assign_coords(pos=there.pos % job.n_pos)
         data["value"].values[:] = there.reindex_like(data["value"]).transpose(*data["value"].dims).values
     groups = plan_job(model, job, metric, run, budget_bytes).groups
+    flat = data["value"].values.reshape(-1)  # a view: the order of `Job.rows` is that of the values
     try:
         for done, group in enumerate(groups):
             progress.update(done, len(groups), f"{job.site}, positions from {group.start}")
-            where = _index(job, data, group)
-            if np.isnan(data["value"].values[where]).any():
-                data["value"].values[where] = cells.measure(group)
+            if np.isnan(flat[group.index]).any():
+                flat[group.index] = cells.measure(group)
         progress.update(len(groups), len(groups), "done")
     except Cancelled:
         return data, bool(np.isnan(data["value"].values).any())  # cancelled after the last forward, nothing is missing
@@ -174,14 +182,14 @@ def _base_run(model: Model, base: torch.Tensor, warnings: list[str]) -> tuple[Ba
 
 
 def _empty(model: Model, job: Job, metric: Metric, base: torch.Tensor, index: np.ndarray) -> xr.Dataset:
-    sizes: dict[str, Any] = {"layer": list(job.layers)}
-    if "pos" in job.axes:
+    sizes: dict[str, Any] = {"cell": list(range(len(job.listed)))} if job.listed else {"layer": list(job.layers)}
+    if "pos" in job.axes and not job.listed:
         sizes["pos"] = list(job.positions)
-    if "unit" in job.axes:
+    if "unit" in job.axes and not job.listed:
         sizes[job.unit_axis] = list(job.units)
     sizes["example"] = index.tolist()
     coords: dict[str, Any] = dict(sizes)
-    if "pos" in job.axes and job.n_examples == 1:
+    if "pos" in sizes and job.n_examples == 1:
         coords["token"] = ("pos", [model.to_strings(base[0].tolist())[p] for p in job.positions])
     about = {"unit": metric.unit, "long_name": f"{metric.name} with {job.site} replaced"}
     shape = [len(v) for v in sizes.values()]
@@ -190,17 +198,6 @@ def _empty(model: Model, job: Job, metric: Metric, base: torch.Tensor, index: np
         "base_value": (("example",), np.full(job.n_examples, np.nan, np.float32), {"unit": metric.unit, "long_name": f"{metric.name} of the base run"}),
     }
     return xr.Dataset(variables, coords=coords, attrs={"site": job.site, "metric": metric.name})
-
-
-def _index(job: Job, data: xr.Dataset, group: Group) -> tuple[np.ndarray, ...]:
-    """Where a group's cells go in `value`."""
-    index: list[np.ndarray] = [np.array([job.layers.index(layer) for layer in group.layer])]
-    if "pos" in job.axes:
-        index.append(np.searchsorted(job.positions, group.cells[:, 0]))
-    if "unit" in job.axes:
-        place = {unit: i for i, unit in enumerate(job.units)}
-        index.append(np.array([place[int(u)] for u in group.cells[:, 1]]))
-    return (*index, group.cells[:, 2])
 
 
 def _digest(tokens: Sequence[torch.Tensor]) -> str:
@@ -241,7 +238,8 @@ def _values_of(resume: Result, provenance: Provenance) -> xr.DataArray:
     same = before.spec == provenance.spec and before.model.get("weights") == provenance.model.get("weights") and before.data == provenance.data
     if not same:
         raise BadData("the partial result is of another sweep, other weights or other tokens, so its cells cannot be reused")
-    return resume.data["value"]
+    value = resume.data["value"]
+    return value.assign_coords(cell=range(value.sizes["cell"])) if "cell" in value.dims else value
 
 
 class _Cells:
@@ -271,10 +269,9 @@ class _Cells:
 
     def _random_cells(self, n: int, seed: int) -> Iterator[Group]:
         rng = np.random.default_rng([seed, 3])
-        cells = self.job.cells_per_layer
-        for _ in range(n):
-            cell = cells[rng.integers(len(cells))][None]
-            yield Group(rng.choice(self.job.layers, 1), max(0, int(cell[0, 0])), cell)
+        rows = self.job.rows
+        for index in rng.integers(len(rows), size=(n, 1)):
+            yield Group(rows[index, 0], max(0, int(rows[index[0], 1])), rows[index, 1:], index)
 
     def measure(self, group: Group) -> np.ndarray:
         """[row] metric values. Out of memory halves the rows, down to one."""
@@ -284,7 +281,7 @@ class _Cells:
             if group.n_rows == 1:
                 raise NoRoom(f"{self.model.name} ran out of memory on a single row of {self.job.n_pos} tokens; use shorter prompts or a smaller dtype") from found
         half = group.n_rows // 2
-        return np.concatenate([self.measure(Group(group.layer[part], group.start, group.cells[part])) for part in (slice(half), slice(half, None))])
+        return np.concatenate([self.measure(group.part(rows)) for rows in (slice(half), slice(half, None))])
 
     def _short(self, group: Group) -> np.ndarray:
         """From the group's layer and position on."""
@@ -324,7 +321,7 @@ class _Cells:
         found = np.empty(group.n_rows, np.float32)
         for layer in np.unique(group.layer):
             here = slice(*np.searchsorted(group.layer, [layer, layer + 1]))
-            part = Group(group.layer[here], 0, group.cells[here])
+            part = group.part(here, start=0)
             example = torch.from_numpy(part.cells[:, 2].copy()).to(self.base.device)
             fn = (self.model.hook_name(self.job.site, int(layer)), lambda tensor, hook, part=part: self._patched(tensor, part, slice(0, part.n_rows)))
             found[here] = self.metric(self.model.forward(self.base[example], hook_fns=[fn]), example).cpu().numpy()

@@ -20,7 +20,7 @@ from . import theme
 
 SMALL_GAP = 1e-2  # of the larger of the two values: below it a share divides by what rounding and chance leave
 ROUNDING = 1e-5  # of the larger of the two values: what float32 may leave of a zero
-AXIS = {"pos": "Position", "head": "Head", "kv_head": "Key/value head", "neuron": "Neuron", "part": "Part", "layer": "Layer"}
+AXIS = {"pos": "Position", "head": "Head", "kv_head": "Key/value head", "neuron": "Neuron", "part": "Part", "layer": "Layer", "cell": "Cell", "site": "Site"}
 
 
 # ---- numbers ----
@@ -110,6 +110,8 @@ def grid(result: Result, shown: xr.DataArray | None = None) -> Grid:
     if long == ["neuron"]:
         return _folded(shown)
     across = "pos" if "pos" in long or ("pos" in shown.dims and len(long) < 2 and shown.dims[-1] == "pos") else str(shown.dims[-1])
+    if shown.ndim == 1:  # a list of cells
+        shown = shown.drop_vars([name for name in shown.coords if name != across]).expand_dims(site=[result.data.attrs["site"]])
     down = [str(dim) for dim in shown.dims if dim != across]
     named = [dim for dim in down if shown.sizes[dim] > 1] or down
     flat = shown.stack(row=down).transpose("row", across)
@@ -293,11 +295,12 @@ def cells_table(result: Result, attributed: Result | None = None) -> pd.DataFram
     if attributed is not None:
         columns["attributed"] = attributed_change(result, attributed)
     frame = xr.Dataset({name: array.drop_vars("token", errors="ignore") for name, array in columns.items()}).to_dataframe(dim_order=list(shown.dims)).reset_index()
-    tokens = dict(zip(data["pos"].values.tolist(), np.atleast_1d(data["token"].values).tolist(), strict=True)) if "token" in data.coords else {}
-    axes = [str(dim) for dim in shown.dims]
-    named = [dim for dim in axes if shown.sizes[dim] > 1] or axes
-    words = [" ".join(f"{dim} {row[dim]}{f' {tokens[row[dim]]}' if dim == 'pos' and tokens else ''}" for dim in named) for row in frame[axes].to_dict("records")]
-    frame.insert(len(axes), "cell", words)
+    if "cell" not in frame:  # which a list of cells has already
+        tokens = dict(zip(data["pos"].values.tolist(), np.atleast_1d(data["token"].values).tolist(), strict=True)) if "token" in data.coords else {}
+        axes = [str(dim) for dim in shown.dims]
+        named = [dim for dim in axes if shown.sizes[dim] > 1] or axes
+        words = [" ".join(f"{dim} {row[dim]}{f' {tokens[row[dim]]}' if dim == 'pos' and tokens else ''}" for dim in named) for row in frame[axes].to_dict("records")]
+        frame.insert(len(axes), "cell", words)
     return frame.sort_values("change", key=lambda c: -c.abs(), kind="stable", na_position="last").reset_index(drop=True)
 
 

@@ -49,10 +49,13 @@ def test_all_edges_are_faithful_and_none_is_no_circuit(model, pair, scores):
 def test_faithfulness_cancelled_keeps_the_shown_circuit(model, pair, scores):
     class AfterOne(Progress):
         def show(self):
-            self.cancel()
+            if 4 * self.done == self.total:  # the shown circuit and three random ones
+                self.cancel()
 
     progress = AfterOne()
     found = edges_faithfulness(model, *pair, scores, scores.tables["edges"].head(9), progress=progress)
     assert found.partial and list(found.data["circuit"].values) == ["shown"]
     with pytest.raises(Cancelled):
         progress.update(1, 1)
+    with pytest.raises(Cancelled):
+        edges_faithfulness(model, *pair, scores, scores.tables["edges"].head(9), progress=progress)

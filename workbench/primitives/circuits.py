@@ -1,9 +1,10 @@
-"""Circuits: do the best edges suffice, is anything left without them, and how far are attribution scores to be believed?
+"""Circuits: do the best edges suffice, is anything left without them, is each needed, and how far are scores to be believed?
 
-Everything here is exact runs: `faithfulness` replaces all edges but the k best (or only those), `calibrate` sets nodes to
-their clean value one by one beside what attribution said of them.
-Source: Hanna et al. 2024 (arXiv 2403.17806); Wang et al. 2022 (arXiv 2211.00593) for completeness.
-Cost: per batch 3 + 2 forwards per circuit size; 2 forwards and one per node for `calibrate`.
+Everything here is exact runs: `faithfulness` replaces all edges but the k best (or only those), `minimality` one edge of a
+circuit after the other, `calibrate` sets nodes to their clean value one by one beside what attribution said of them.
+Source: Hanna et al. 2024 (arXiv 2403.17806); Wang et al. 2022 (arXiv 2211.00593) for completeness and minimality; Shi et
+al. 2024 (arXiv 2410.13032) for random edges as the measure of a needed one.
+Cost: per batch 3 + 2 forwards per circuit size; 4 and one per edge for `minimality`; 2 forwards and one per node for `calibrate`.
 """
 
 from collections.abc import Callable, Sequence
@@ -104,31 +105,18 @@ def faithfulness(
 
     Raises:
         DegenerateBaseline: if clean and empty differ by less than 1e-6. WorkbenchError: if scores are not of this model.
+        Cancelled: before the first batch was finished; later, the Result has the rows that were.
 
     Source: Hanna et al. 2024; Wang et al. 2022 for completeness. TransformerLens has the first (one row, one k at a time).
     """
-    check_pair(clean, corrupted)
     since, provenance = begin("faithfulness", model, metric, ablate=ablate, ks=list(ks), scores=scores.spec)
-    if ablate not in ("corrupted", "zero", "mean") or not ks or min(ks) < 0:
-        raise WorkbenchError(f"ablate must be corrupted, zero or mean and ks numbers of edges, got {ablate!r} and {list(ks)}")
+    if not ks or min(ks) < 0:
+        raise WorkbenchError(f"ks must be numbers of edges, got {list(ks)}")
     with model.alone():
-        graph = Graph.of(model, clean)
-        sets = [np.ones(graph.exists().shape, bool)] + [drop for k in ks for drop in _circuit(graph, scores, k)]
-        batches = torch.arange(len(clean)).split(batch_size)
-        fill = _replacements(model, graph, corrupted, batches, ablate)
-        values: list[torch.Tensor] = []
-        try:
-            for rows in batches:
-                found = [metric(model.forward(clean[rows]), rows)]
-                found += [metric(patch_edges(model, graph, clean[rows], replacement, drop), rows) for replacement in [fill(rows)] for drop in sets]
-                values.append(torch.stack(found).cpu())
-                progress.update(len(values), len(batches))
-        except Cancelled:
-            pass  # the rows done so far are kept
-    m = torch.cat(values, 1).double().numpy()  # [clean, empty, then circuit and rest of each k; example]
-    gap = m[0].mean() - m[1].mean()
-    if abs(gap) < 1e-6:
-        raise DegenerateBaseline(f"clean and fully replaced runs agree in {metric.name} within 1e-6, so no share of their difference exists")
+        graph = _graph(model, clean, corrupted)
+        sets = [drop for best in (_best(graph, scores, k) for k in ks) for drop in (~best, best)]
+        m = _replaced(model, graph, clean, corrupted, metric, sets, ablate, batch_size, progress)
+    gap = _gap(m, metric)
     share = {"unit": "share of clean - empty"}
     unit = {"unit": metric.unit}
     data = xr.Dataset(
@@ -144,6 +132,109 @@ def faithfulness(
         {"n_edges": int(graph.exists().sum())},
     )
     return Result(provenance.finish(since), data, partial=m.shape[1] < len(clean))
+
+
+def minimality(
+    model: Model,
+    clean: torch.Tensor,
+    corrupted: torch.Tensor,
+    metric: Metric,
+    scores: Result,
+    k: int,
+    *,
+    n_random: int = 20,
+    seed: int = 0,
+    ablate: Ablation = "corrupted",
+    batch_size: int = 8,
+    progress: Progress = SILENT,
+) -> Result:
+    """What each of the k best edges adds to the circuit they make, beside random edges from outside it; exact.
+
+    effect of an edge of the circuit = (m(circuit) - m(circuit without it)) / (m(clean) - m(empty)), and of another one
+    (m(circuit with it) - m(circuit)) / (same). An edge is needed where it moves the metric further than random ones do. An
+    edge for which another stands in shows no effect alone: that is what the sets of Wang et al. 2022 are for.
+
+    Args:
+        scores: from `attribute_edges`; edges rank by |score|. k: the circuit's size. n_random: edges outside, drawn by `seed`.
+        ablate: as `faithfulness`.
+
+    Returns:
+        Result with tables["edges"] (writer, reader, chosen as "circuit" or "random", score, effect, needed: whether |effect|
+        exceeds all random ones), `effect` [edge, example] in the metric's unit, and `needed`, the share of the circuit's edges.
+        Forwards: per batch 4 + k + n_random.
+
+    Raises:
+        DegenerateBaseline, WorkbenchError: as `faithfulness`; WorkbenchError if no edge is outside the circuit.
+
+    Source: Wang et al. 2022, with single edges for sets; Shi et al. 2024 for the random edges.
+    """
+    since, provenance = begin("minimality", model, metric, ablate=ablate, k=k, n_random=n_random, scores=scores.spec, seed=seed)
+    with model.alone():
+        graph = _graph(model, clean, corrupted)
+        best, exists = _best(graph, scores, k), graph.exists()
+        inside, outside = np.argwhere(best & exists), np.argwhere(~best & exists)
+        if not len(inside) or not len(outside) or n_random < 1:
+            raise WorkbenchError(f"a circuit of {k} of {exists.sum()} edges with {n_random} random ones beside it has nothing to compare; take fewer edges, and at least one random one")
+        drawn = outside[np.sort(np.random.default_rng(seed).choice(len(outside), min(n_random, len(outside)), replace=False))]
+        sets = [~best]
+        for edge in (*inside, *drawn):
+            drop = ~best
+            drop[tuple(edge)] ^= True
+            sets.append(drop)
+        m = _replaced(model, graph, clean, corrupted, metric, sets, ablate, batch_size, progress)
+    sign = np.array([1.0] * len(inside) + [-1.0] * len(drawn))
+    effect = sign[:, None] * (m[2] - m[3:])
+    mean = effect.mean(1) / _gap(m, metric)
+    beyond = np.abs(mean) > np.abs(mean[len(inside) :]).max()
+    edges = pd.DataFrame([(graph.writers[w], graph.readers[r]) for w, r in (*inside, *drawn)], columns=["writer", "reader"])
+    edges["chosen"] = ["circuit"] * len(inside) + ["random"] * len(drawn)
+    edges["score"] = [float(scores.data["score"].values[w, r]) for w, r in (*inside, *drawn)]
+    edges["effect"], edges["needed"] = mean, beyond
+    data = xr.Dataset(
+        {
+            "effect": (("edge", "example"), effect, {"unit": metric.unit, "long_name": f"{metric.name} that the edge adds to the circuit"}),
+            "needed": ((), float(beyond[: len(inside)].mean()), {"unit": "share of the circuit's edges", "long_name": "Edges that add more than any random one"}),
+        },
+        {"edge": [f"{w} -> {r}" for w, r in zip(edges["writer"], edges["reader"], strict=True)]},
+        {"n_edges": int(exists.sum())},
+    )
+    return Result(provenance.finish(since), data, {"edges": edges}, partial=m.shape[1] < len(clean))
+
+
+def _graph(model: Model, clean: torch.Tensor, corrupted: torch.Tensor) -> Graph:
+    check_pair(clean, corrupted)
+    return Graph.of(model, clean)
+
+
+def _replaced(
+    model: Model, graph: Graph, clean: torch.Tensor, corrupted: torch.Tensor, metric: Metric, sets: Sequence[np.ndarray], ablate: Ablation, batch_size: int, progress: Progress
+) -> np.ndarray:
+    """The metric [clean, every edge replaced, then each set of edges replaced; example]. Cancelled, the batches that were
+    finished; with none, Cancelled goes on to the caller."""
+    if ablate not in ("corrupted", "zero", "mean"):
+        raise WorkbenchError(f"ablate must be corrupted, zero or mean, got {ablate!r}")
+    batches = torch.arange(len(clean)).split(batch_size)
+    fill = _replacements(model, graph, corrupted, batches, ablate)
+    drops = [np.ones(graph.exists().shape, bool), *sets]
+    values: list[torch.Tensor] = []
+    try:
+        for done, rows in enumerate(batches):
+            found, replacement = [metric(model.forward(clean[rows]), rows)], fill(rows)
+            for drop in drops:
+                found.append(metric(patch_edges(model, graph, clean[rows], replacement, drop), rows))
+                progress.update(done * len(drops) + len(found) - 1, len(batches) * len(drops))
+            values.append(torch.stack(found).cpu())
+    except Cancelled:
+        if not values:
+            raise
+    return torch.cat(values, 1).double().numpy()
+
+
+def _gap(m: np.ndarray, metric: Metric) -> float:
+    gap = float(m[0].mean() - m[1].mean())
+    if abs(gap) < 1e-6:
+        raise DegenerateBaseline(f"clean and fully replaced runs agree in {metric.name} within 1e-6, so no share of their difference exists")
+    return gap
 
 
 def _replacements(model: Model, graph: Graph, corrupted: torch.Tensor, batches: Sequence[torch.Tensor], ablate: Ablation) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -162,16 +253,15 @@ def _replacements(model: Model, graph: Graph, corrupted: torch.Tensor, batches: 
     return lambda rows: mean.expand(len(rows), -1, -1, -1)
 
 
-def _circuit(graph: Graph, scores: Result, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Edges to drop so that only the k best stay, and so that only they go: [writer, reader] bool each."""
+def _best(graph: Graph, scores: Result, k: int) -> np.ndarray:
+    """[writer, reader] bool: the k edges of largest |score|."""
     score = scores.data["score"]
     if score.dims != ("writer", "reader") or tuple(score["writer"].values) != graph.writers or tuple(score["reader"].values) != graph.readers:
         raise WorkbenchError("scores must be the Result of attribute_edges on a model of this shape")
     order = np.argsort(-np.nan_to_num(np.abs(score.values.ravel()), nan=-1), kind="stable")
     best = np.zeros(score.size, bool)
     best[order[:k]] = True
-    best = best.reshape(score.shape)
-    return ~best, best
+    return best.reshape(score.shape)
 
 
 def calibrate(

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from workbench.core.errors import BadData
-from workbench.core.progress import SILENT, Progress
+from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.result import Result
 from workbench.models.model import Model
 
@@ -64,12 +64,15 @@ def edges_faithfulness(
     sets = [np.stack(at, 1), *(exists[rng.choice(len(exists), len(edges), replace=False)] for _ in range(n_random))]
     found: list[Result] = []
     for i, chosen in enumerate(sets):
-        if i and progress.cancelled:
-            break
         marked = xr.zeros_like(score).where(np.isfinite(score))
         marked.values[tuple(chosen.T)] = 1.0
         picked = Result(scores.provenance, xr.Dataset({"score": marked}))
-        found.append(faithfulness(model, clean, corrupted, metric, picked, [len(edges)], progress=_Part(progress, i, len(sets))))
+        try:
+            found.append(faithfulness(model, clean, corrupted, metric, picked, [len(edges)], progress=_Part(progress, i, len(sets))))
+        except Cancelled:
+            if not found:
+                raise
+            break
     share = {"unit": "share of clean - empty"}
     data = xr.Dataset(
         {

@@ -1,0 +1,91 @@
+"""What each edge of a circuit adds: against runs counted by hand, on the known circuit, with a circuit of useless edges as control."""
+
+import numpy as np
+import pytest
+from models.families import DECODERS
+from primitives.test_known_circuit import induction, induction_heads, previous_heads, roles, task, twin  # noqa: F401 - fixtures
+
+from workbench.core.errors import DegenerateBaseline, WorkbenchError
+from workbench.core.progress import Cancelled, Progress
+from workbench.primitives.attribution import attribute_edges
+from workbench.primitives.circuits import faithfulness, minimality, patch_edges
+from workbench.primitives.metrics import logit_diff
+from workbench.primitives.residual_graph import Graph, read_run
+
+METRIC = logit_diff([3, 4, 5], [6, 7, 8])
+
+
+@pytest.mark.parametrize("family", [f for f in DECODERS if f != "gemma2"])
+def test_effects_are_those_of_circuits_built_by_hand(models, pair, family):
+    model, (clean, corrupted) = models(family), pair
+    scores = attribute_edges(model, clean, corrupted, METRIC)
+    found = minimality(model, clean, corrupted, METRIC, scores, 6, n_random=3, seed=2, batch_size=2)
+    table, graph = found.tables["edges"], Graph.of(model, clean)
+    assert table["chosen"].tolist() == ["circuit"] * 6 + ["random"] * 3
+    best = {(row.writer, row.reader) for row in scores.tables["edges"].head(6).itertuples()}
+    assert {(row.writer, row.reader) for row in table.head(6).itertuples()} == best
+
+    replacement = read_run(model, graph, corrupted).writes(model, graph, range(len(graph.writers)))
+
+    def run(edges):
+        drop = np.ones(graph.exists().shape, bool)
+        for writer, reader in edges:
+            drop[graph.writers.index(writer), graph.readers.index(reader)] = False
+        return METRIC(patch_edges(model, graph, clean, replacement, drop)).numpy()
+
+    whole = run(best)
+    for i, row in enumerate(table.itertuples()):
+        edge = (row.writer, row.reader)
+        expected = whole - run(best - {edge}) if row.chosen == "circuit" else run(best | {edge}) - whole
+        np.testing.assert_allclose(found.data["effect"].isel(edge=i), expected, atol=2e-5)
+
+
+def test_a_circuit_of_one_edge_adds_its_faithfulness(models, pair):
+    model = models("gpt2")
+    scores = attribute_edges(model, *pair, METRIC)
+    for ablate in ("corrupted", "zero", "mean"):
+        one = minimality(model, *pair, METRIC, scores, 1, n_random=1, ablate=ablate).tables["edges"]["effect"][0]
+        assert one == pytest.approx(float(faithfulness(model, *pair, METRIC, scores, [1], ablate=ablate).data["faithfulness"][0]), abs=1e-5)
+
+
+def test_the_known_circuit_needs_its_edges_and_a_random_one_does_not(induction, roles, task):  # noqa: F811
+    scores = attribute_edges(induction, *task, steps=5, mode="activations")
+    n_edges = len(scores.tables["edges"])
+    found = minimality(induction, *task, scores, n_edges // 4, seed=1)
+    edges = found.tables["edges"]
+    keys = edges[edges.writer.isin(previous_heads(roles)) & edges.reader.isin({f"{head}<k>" for head in induction_heads(roles)})]
+    between = edges[edges.writer.str.startswith("a0") & edges.reader.str.startswith("a1")]
+    assert len(keys) and keys["effect"].max() == between["effect"].max(), "of the steps between the layers, that from a previous-token head to keys is the one that cannot go"
+    assert keys["needed"].any()
+    shuffled = scores.data.copy(deep=True)
+    flat = shuffled["score"].values.ravel()
+    real = np.flatnonzero(~np.isnan(flat))
+    flat[real] = flat[np.random.default_rng(0).permutation(real)]
+    control = minimality(induction, *task, type(scores)(scores.provenance, shuffled, scores.tables), n_edges // 4, seed=1)
+    assert float(control.data["needed"]) < 0.5 * float(found.data["needed"])
+
+
+def test_cancelling_keeps_the_rows_that_were_run_and_bad_questions_are_refused(models, pair):
+    model = models("gpt2")
+    scores = attribute_edges(model, *pair, METRIC)
+
+    class Stop(Progress):
+        def update(self, done, total, text=""):
+            if 2 * done > total:
+                self.cancel()
+            super().update(done, total, text)
+
+    part = minimality(model, *pair, METRIC, scores, 4, n_random=2, batch_size=2, progress=Stop())
+    assert part.partial and 0 < part.data.sizes["example"] < 3
+    none = Progress()
+    none.cancel()
+    with pytest.raises(Cancelled):
+        minimality(model, *pair, METRIC, scores, 4, n_random=2, batch_size=3, progress=none)
+    with pytest.raises(WorkbenchError, match="nothing to compare"):
+        minimality(model, *pair, METRIC, scores, 0)
+    with pytest.raises(WorkbenchError, match="nothing to compare"):
+        minimality(model, *pair, METRIC, scores, len(scores.tables["edges"]))
+    with pytest.raises(DegenerateBaseline, match="agree in logit_diff"):
+        minimality(model, pair[0], pair[0], METRIC, scores, 3)
+    with pytest.raises(WorkbenchError, match="a model of this shape"):
+        minimality(models("llama"), *pair, METRIC, scores, 3)

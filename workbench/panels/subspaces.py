@@ -1,6 +1,6 @@
 """Subspaces panel: where two updates point, module by module and beside chance, and what the models between them say.
 
-Plain functions behind it: `methods.misalignment.em_subspaces.pair_map` and `cell_table` for the geometry, `_em_behaviour.ask` for the
+Plain functions behind it: `methods.misalignment.em_subspaces.pair_map` and `cell_table` for the geometry, `ask` for the
 answers; figures: views/subspaces. Works on the stored adapters of the advice organism, or on PEFT directories (geometry only; all
 their factors are held: 35 MB each for 0.5B at rank 32, 340 MB for 8B). Cost: 0.1 s a pair and k for the organism, after which
 sliders are live; a model between some 0.3 s.
@@ -19,10 +19,7 @@ from workbench.core.progress import SILENT, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.datasets import world
-from workbench.methods.misalignment import _em_behaviour as behaviour
 from workbench.methods.misalignment import em_subspaces as em
-from workbench.methods.misalignment._em_real import folder_pairs, folder_stream
-from workbench.methods.misalignment._em_runs import PROBES, probe_pairs
 from workbench.views import subspaces as views
 
 from .drawn import HeatMap
@@ -57,7 +54,7 @@ class Subspaces(Panel):
 
     def __init__(
         self, adapters: Sequence[str] = (), *, state: SubspacesState | None = None, compute: Callable[..., Result] = em.pair_map,
-        compute_cell: Callable[..., pd.DataFrame] = em.cell_table, ask: Callable[..., tuple[str, float]] = behaviour.ask,
+        compute_cell: Callable[..., pd.DataFrame] = em.cell_table, ask: Callable[..., tuple[str, float]] = em.ask,
     ):  # fmt: skip
         self.state: SubspacesState
         if len(adapters) == 1:
@@ -65,14 +62,14 @@ class Subspaces(Panel):
         self.adapters, self._compute, self._compute_cell, self._ask = list(adapters), compute, compute_cell, ask
         self.updates: dict[str, Any] = {}
         if adapters:
-            folder_stream(adapters)  # refuses what does not fit together, from the headers alone
-            self.pairs = folder_pairs(adapters)
+            em.folder_stream(adapters)  # refuses what does not fit together, from the headers alone
+            self.pairs = em.folder_pairs(adapters)
         else:
             self.updates, self.pairs = em.stored_updates()
         super().__init__(state or SubspacesState(k=16 if adapters else 4))
         self._maps: dict[tuple[str, int], Result] = {}
         self._is_live = self._fills = False
-        self._patient: behaviour.Patient | None = None
+        self._patient: em.Patient | None = None
         self._known: dict[tuple[str, ...], tuple[str, float]] = {}  # answers of the base and of whole updates
         self._make_controls()
         self.grid, self.reading, self.curve, self.cell = HeatMap(), widgets.HTML(), plot_area(), plot_area()
@@ -103,7 +100,7 @@ class Subspaces(Panel):
         self.k = labelled(widgets.IntSlider, "k (directions)", "Leading directions compared", "330px", min=1, max=max(self.state.k, 8))
         self.quantity = labelled(widgets.Dropdown, "Colour", "What colours the cells", "340px", options=[(v, k) for k, v in views.QUANTITIES.items()])
         self.start = widgets.Button(description="Compare", button_style="primary", tooltip="Compare the two updates in every module, with the chance of each")
-        questions = [e.prompt for domain in PROBES for e in world.advice(domain, "heldout")]
+        questions = [e.prompt for domain in em.PROBES for e in world.advice(domain, "heldout")]
         self.state.prompt = self.state.prompt or questions[0]
         self.prompt = labelled(widgets.Combobox, "Question", "One of the list, or your own in the words of the organism", "480px", options=questions, ensure_option=False)
         self.t = labelled(widgets.FloatSlider, "t (1: the first update)", "Where between the two updates", "380px", min=0.0, max=1.0, step=0.05)
@@ -242,7 +239,7 @@ class Subspaces(Panel):
             progress.update(0, 5, "loading the model")
             self._patient = em.patient_of_store()
         tokenizer = self._patient.model.tokenizer
-        questions = behaviour.Questions(*probe_pairs(tokenizer, PROBES, "heldout"))
+        questions = em.Questions(*em.probe_pairs(tokenizer, em.PROBES, "heldout"))
         while True:
             pair, t, prompt = self.chosen, self.state.t, self.state.prompt.strip()
             if unknown := [w for w in prompt.split() if tokenizer.convert_tokens_to_ids(w) == tokenizer.unk_token_id] or ([] if prompt else ["(nothing)"]):
@@ -258,7 +255,7 @@ class Subspaces(Panel):
             for done, form in enumerate(FORMS, 3):
                 progress.update(done, 5, "asking")
                 if form == "deltas" or pair.has_start:
-                    table.append([f"{form}, t = {t:.2f}", *self._ask(self._patient, behaviour.terms_between(one, other, t, form), prompt, questions)])
+                    table.append([f"{form}, t = {t:.2f}", *self._ask(self._patient, em.terms_between(one, other, t, form), prompt, questions)])
             if (self.chosen, self.state.t, self.state.prompt.strip()) == (pair, t, prompt):
                 return pair.name, t, prompt, pd.DataFrame([[title, said, _verdict(prompt, said), share] for title, said, share in table], columns=ASKED)
 

@@ -34,6 +34,10 @@ from workbench.primitives.directions import random_like as random_direction
 from workbench.training.lora import Factors, read_factors
 
 from . import _em_behaviour as em
+from ._em_behaviour import Patient as Patient
+from ._em_behaviour import Questions as Questions
+from ._em_behaviour import ask as ask
+from ._em_behaviour import terms_between as terms_between
 from ._em_claims import CLAIMS as CLAIMS
 from ._em_claims import verdict as verdict
 from ._em_geometry import Pair, compare, condition_table, cosine
@@ -42,8 +46,12 @@ from ._em_maps import module_at as module_at
 from ._em_maps import most_directions as most_directions
 from ._em_maps import pair_map as pair_map
 from ._em_pairs import curve_pairs, pairs_of_store
-from ._em_real import folder_pairs, folder_stream, names_of, weight_reader
-from ._em_runs import PROBES, TRAINED, Recipe, Update, make_store, probe_pairs, read_store, train
+from ._em_real import folder_pairs as folder_pairs
+from ._em_real import folder_stream as folder_stream
+from ._em_real import names_of, weight_reader
+from ._em_runs import PROBES as PROBES
+from ._em_runs import TRAINED, Recipe, Update, make_store, read_store, train
+from ._em_runs import probe_pairs as probe_pairs
 
 STEM = "em_subspaces"
 STORE = "adapters"  # folder of the store that ships, in data/em_subspaces

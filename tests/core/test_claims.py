@@ -76,7 +76,7 @@ def test_passed_is_every_testable_line_as_it_should_be(values, passed, n_unteste
 
 def test_summary_counts_claims_and_controls_apart():
     table = check(None, [claim(measured=lambda _, v=v: v, kind=k) for v, k in [(1, "claim"), (0, "claim"), (0, "control"), (1, "control"), (math.nan, "control")]])
-    assert table.summary() == "1 of 2 claims hold; 1 of 3 controls fail as they must; 1 not testable at this scale"
+    assert table.summary() == "1 of 2 claims hold; 1 of 3 controls fail as they must, 1 HOLDS; 1 not testable at this scale"
 
 
 def test_a_partial_result_tests_nothing_and_measures_nothing():

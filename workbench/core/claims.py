@@ -104,6 +104,7 @@ class ClaimsTable:
         claims = [line for line in self.lines if line.claim.kind == "claim"]
         controls = [line for line in self.lines if line.claim.kind == "control"]
         text = f"{sum(c.ok is True for c in claims)} of {len(claims)} claims hold; {sum(c.ok is True for c in controls)} of {len(controls)} controls fail as they must"
+        text += f", {held} HOLD{'S' * (held == 1)}" if (held := sum(c.ok is False for c in controls)) else ""
         return text + (f"; {self.n_untested} not testable at this scale" if self.n_untested else "")
 
     def verdicts(self) -> str:

@@ -70,6 +70,8 @@ def test_a_panel_in_the_last_cell_leaves_its_picture_and_a_figure_where_it_came_
     assert cells[2]["outputs"][0]["metadata"] == {"provenance": "toy · no model · seed 3"}
     section = sections.notebook_section(sections.read_notebook(path), "toy")
     assert section.origins == ("toy · no model · seed 3",)
+    first = path.read_bytes()
+    assert publish.publish(path) == "" and path.read_bytes() == first, "the panel has another identity in every kernel, and one in print"
 
 
 def test_a_failed_cell_leaves_the_file_as_it_was(tmp_path):

@@ -4,6 +4,8 @@ GitHub, VS Code and nbviewer show pictures and text; live figures and panels com
 """
 
 import base64
+import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from workbench.core.progress import SILENT, Progress
 from .images import small_picture
 from .sections import execute, read_notebook
 
+PANEL = re.compile(r"\bwb-[0-9a-f]{10}\b")  # the identity of a panel's static view (panels/panel.py)
 LIVE = ("application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json")
 
 
@@ -24,8 +27,8 @@ def publish(path: Path | str, *, run: Callable[..., Any] = execute, progress: Pr
     """Run a notebook and write it back with static figures, in one step.
 
     Returns:
-        A sentence saying which pictures are missing and why, empty if none. Published again, the file does not change unless
-        what it says did.
+        A sentence saying which pictures are missing and why, empty if none. Published again, the text does not change unless
+        what it says did; pictures carry the commit and the day they were drawn on.
 
     Raises:
         WorkbenchError: if a cell fails; the file is then left as it was.
@@ -45,10 +48,20 @@ def publish(path: Path | str, *, run: Callable[..., Any] = execute, progress: Pr
         cell["id"] = str(number)  # as nbstripout numbers them, so that its check in CI finds nothing to change
         if cell.cell_type == "code":
             cell.outputs = [kept for i, output in enumerate(cell.outputs) if (kept := _static(output, f"cell {number}.{i}", problems)) is not None]
+    _name_panels(notebook, path.stem)
     notebook.metadata = before.metadata
     notebook.metadata.pop("widgets", None)
     files.write_text(path, nbformat.writes(notebook) + "\n")
     return "; ".join(dict.fromkeys(problems))
+
+
+def _name_panels(notebook: Any, stem: str) -> None:
+    """Panels draw a new identity in every kernel; a published one is named after its notebook and its place there."""
+    shown = [output.data for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs if "text/html" in output.get("data", {})]
+    drawn = dict.fromkeys(found for data in shown for found in PANEL.findall("".join(data["text/html"])))
+    names = {old: f"wb-{hashlib.sha256(f'{stem} {n}'.encode()).hexdigest()[:10]}" for n, old in enumerate(drawn)}
+    for data in shown:
+        data["text/html"] = PANEL.sub(lambda found: names[found[0]], "".join(data["text/html"]))
 
 
 def _static(output: Any, name: str, problems: list[str]) -> Any:

@@ -239,6 +239,8 @@ def test_refusals_name_what_is_wrong(models, pair, tiny_models):
             attribute(model, pair[0], pair[1][:, :-1], METRIC)
         with pytest.raises(WorkbenchError, match="metric rank has no gradient"):
             attribute(model, *pair, rank([3, 4, 5]))
+        with pytest.raises(BadData, match="must be tensors of token ids"):
+            attribute(model, "apple", "beach", METRIC)
     with pytest.raises(WorkbenchError, match="steps must be at least 1"):
         attribute_edges(model, *pair, METRIC, steps=0)
     scores = attribute_edges(model, *pair, METRIC)

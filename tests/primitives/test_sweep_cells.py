@@ -71,6 +71,7 @@ def test_prompts_of_several_lengths_count_from_the_end(models):
 
 
 def test_the_work_is_that_of_the_cells_asked_for(models, pair):
+    assert plan(models["gpt2"], pair[1], METRIC, site="resid_pre", cells=np.array([[1, 2], [0, 3]]), probe=False).n_cells == 6
     one = plan(models["gpt2"], pair[1], METRIC, site="resid_pre", cells=[(1, N_POS - 2)], probe=False)
     assert one.n_cells == 3 and one.token_blocks == 3 * 2 * 1, "three examples, two positions, one block"
 
@@ -107,7 +108,7 @@ def test_a_list_is_drawn_and_tabled(models, pair):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"cells": [(0, 1, 2)]}, r"a cell is \(layer, pos\), got \(0, 1, 2\)"),
+        ({"cells": [(0, 1, 2)]}, r"a cell is \(layer, pos\), got \[0, 1, 2\]"),
         ({"cells": []}, "got no cells"),
         ({"cells": [(0, 1), (0, 1)]}, r"cell \(0, 1\) is asked for twice"),
         ({"cells": [(0, 1)], "layers": [0]}, "give either the list or those"),

@@ -354,6 +354,16 @@ def test_a_sliding_window_shorter_than_the_prompt_is_run_the_plain_way(pair):
     np.testing.assert_allclose(result.data["value"].sel(layer=0, pos=3), result.data["source_value"], atol=1e-4)
 
 
+def test_what_a_metric_cannot_read_is_said_in_a_sentence(models, pair):
+    with pytest.raises(BadData, match="1 answers and 2 others"):
+        metrics.logit_diff([3], [4, 5])
+    for metric in (metrics.logit_diff(ANSWERS, [4, 5, 999]), metrics.probability([4, 5, 999]), metrics.answer_loss([4, 5, -3]), metrics.rank([4, 999, 5])):
+        with pytest.raises(BadData, match=r"an answer has id (999|-3), and the model knows tokens 0 to 63"):
+            denoise(models["gpt2"], *pair, metric, site="resid_pre")
+    with pytest.raises(BadData, match="these are text"):
+        denoise(models["gpt2"], ["apple"], ["beach"], METRIC, site="resid_pre")
+
+
 # ---- cancel, resume, hooks, threads ----
 
 

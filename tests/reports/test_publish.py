@@ -63,10 +63,11 @@ toy
 @pytest.mark.slow
 def test_a_panel_in_the_last_cell_leaves_its_picture_and_a_figure_where_it_came_from(tmp_path):
     require_browser()
-    path = notebook(tmp_path, SHOWN, "toy.figures()['line']")
+    path = notebook(tmp_path, SHOWN, "toy.figures()['line']", "import time\nfor i in range(3):\n    print(i, flush=True)\n    time.sleep(0.3)")
     assert publish.publish(path) == ""
     cells = json.loads(path.read_text())["cells"]
-    assert len(cells) == 3 and [next(iter(o["data"])) for o in cells[1]["outputs"]] == ["text/html", "image/png"]
+    assert [o["text"] for o in cells[3]["outputs"]] == [["0\n", "1\n", "2\n"]], "what was printed bit by bit is one output"
+    assert len(cells) == 4 and [next(iter(o["data"])) for o in cells[1]["outputs"]] == ["text/html", "image/png"]
     assert cells[2]["outputs"][0]["metadata"] == {"provenance": "toy · no model · seed 3"}
     section = sections.notebook_section(sections.read_notebook(path), "toy")
     assert section.origins == ("toy · no model · seed 3",)

@@ -4,7 +4,7 @@ The default is to batch rows of equal length together, so that nothing is padded
 travels with the tokens and TransformerLens derives the positions from it; tests hold padded = alone within 1e-4.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +41,12 @@ class Batch:
         return Batch(self.tokens.to(device), self.mask.to(device), self.index)
 
 
+def refuse_text(rows: Iterable[object]) -> None:
+    """Raises BadData on texts where rows of token ids belong."""
+    if any(isinstance(row, str) for row in rows):
+        raise BadData("rows are token ids, and these are text: model.to_rows(texts) makes them")
+
+
 def pad(rows: Rows, pad_id: int, side: Literal["left", "right"] = "right", index: Sequence[int] | None = None) -> Batch:
     """Pad rows of token ids to the longest.
 
@@ -51,8 +57,9 @@ def pad(rows: Rows, pad_id: int, side: Literal["left", "right"] = "right", index
         index: [batch] the rows' numbers in the whole set; counted from 0 if not given.
 
     Raises:
-        BadData: on no rows or an empty row.
+        BadData: on no rows, an empty row, or text.
     """
+    refuse_text(rows)
     if not rows or any(len(row) == 0 for row in rows):
         raise BadData("an empty prompt has no tokens to run: give every row at least one token (a BOS counts)")
     longest = max(len(row) for row in rows)
@@ -89,7 +96,7 @@ def by_length(prompts: Prompts) -> list[Batch]:
     """Prompts in sets of one length, shortest first; nothing is padded, and `Batch.index` says which prompts each set has.
 
     Raises:
-        BadData: on no prompts, an empty one, or a tensor that is not [example, pos].
+        BadData: on no prompts, an empty one, text, or a tensor that is not [example, pos].
     """
     if isinstance(prompts, torch.Tensor):
         if prompts.ndim != 2 or prompts.numel() == 0:

@@ -19,7 +19,7 @@ from workbench.core.hooks import SITES
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.models import memory
 from workbench.models.model import Hook, Model
-from workbench.models.tokens import Batch, Rows, batches
+from workbench.models.tokens import Batch, Rows, batches, refuse_text
 
 Key = tuple[str, int | None]
 Reduction = Literal["none", "mean", "last"] | Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -186,6 +186,7 @@ def capture(
     """
     if not rows:
         raise WorkbenchError("no rows to capture: give at least one list of token ids")
+    refuse_text(rows)
     lengths = {len(row) for row in rows}
     keys = _keys(model, sites, layers)
     if len(lengths) > 1 and any("key_pos" in _dims(model, key) for key in keys):

@@ -22,7 +22,7 @@ from workbench.core.errors import BadData, UnsupportedModel
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.models.model import Model
-from workbench.models.tokens import Rows, batches
+from workbench.models.tokens import Rows, batches, refuse_text
 
 from .capture import Capture, capture
 
@@ -119,6 +119,7 @@ def direct_logit_attribution(model: Model, rows: Rows, answers: Ids, others: Ids
     """
     started = time.monotonic()
     model.require("causal-lm", "direct logit attribution")
+    refuse_text(rows)
     rows = [[int(i) for i in row] for row in rows]
     ids = [torch.as_tensor(list(given)) for given in ([answers] if others is None else [answers, others])]
     if by not in ("component", "head", "neuron") or any(len(given) != len(rows) for given in ids):

@@ -62,17 +62,29 @@ def _ids(ids: Ids) -> torch.Tensor:
     return torch.as_tensor(list(ids) if not isinstance(ids, torch.Tensor) else ids, dtype=torch.long)
 
 
+def _at(values: torch.Tensor, ids: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+    """[row, d_vocab] values -> [row], each row's own answer's."""
+    own = ids.to(values.device)[example]
+    if int(own.min()) < 0 or int(own.max()) >= values.shape[-1]:
+        raise BadData(f"an answer has id {int(own.min()) if int(own.min()) < 0 else int(own.max())}, and the model knows tokens 0 to {values.shape[-1] - 1}")
+    return values.gather(-1, own.unsqueeze(-1)).squeeze(-1)
+
+
 def logit_diff(answers: Ids, others: Ids, pos: int = -1) -> Metric:
     """Logit of the right answer minus logit of the wrong one, in logits; positive where the model prefers the answer.
 
     Args:
         answers: [example] token ids. others: [example] token ids.
+
+    Raises:
+        BadData: if there are more of one than of the other; when it is computed, on ids that the model does not have.
     """
     right, wrong = _ids(answers), _ids(others)
+    if len(right) != len(wrong):
+        raise BadData(f"every example needs an answer and another one, and there are {len(right)} answers and {len(wrong)} others")
 
     def compute(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-        last, row = logits[:, 0], torch.arange(len(logits), device=logits.device)
-        return last[row, right.to(logits.device)[example]] - last[row, wrong.to(logits.device)[example]]
+        return _at(logits[:, 0], right, example) - _at(logits[:, 0], wrong, example)
 
     return Metric("logit_diff", "logits", compute, (pos,), len(right))
 
@@ -82,8 +94,7 @@ def probability(answers: Ids, pos: int = -1) -> Metric:
     right = _ids(answers)
 
     def compute(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-        row = torch.arange(len(logits), device=logits.device)
-        return logits[:, 0].softmax(-1)[row, right.to(logits.device)[example]]
+        return _at(logits[:, 0].softmax(-1), right, example)
 
     return Metric("probability", "probability", compute, (pos,), len(right))
 
@@ -93,8 +104,7 @@ def answer_loss(answers: Ids, pos: int = -1) -> Metric:
     right = _ids(answers)
 
     def compute(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-        row = torch.arange(len(logits), device=logits.device)
-        return -logits[:, 0].log_softmax(-1)[row, right.to(logits.device)[example]]
+        return -_at(logits[:, 0].log_softmax(-1), right, example)
 
     return Metric("loss", "nats", compute, (pos,), len(right))
 
@@ -132,9 +142,8 @@ def rank(answers: Ids, pos: int = -1) -> Metric:
     right = _ids(answers)
 
     def compute(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-        last = logits[:, 0]
-        own = last.gather(1, right.to(logits.device)[example].unsqueeze(1))
-        return (last > own).sum(1).float()
+        own = _at(logits[:, 0], right, example)
+        return (logits[:, 0] > own.unsqueeze(1)).sum(1).float()
 
     return Metric("rank", "tokens above", compute, (pos,), len(right))
 

@@ -201,5 +201,7 @@ def read_run(model: Model, graph: Graph, tokens: torch.Tensor, *, also: Sequence
 
 def check_pair(clean: torch.Tensor, corrupted: torch.Tensor) -> None:
     """BadData unless both are [batch, pos] of one shape: activations are compared position by position."""
+    if not all(isinstance(tokens, torch.Tensor) for tokens in (clean, corrupted)):
+        raise BadData(f"clean and corrupted must be tensors of token ids [batch, pos], got {type(clean).__name__} and {type(corrupted).__name__}; torch.tensor(model.to_rows(texts)) makes one")
     if clean.ndim != 2 or clean.shape != corrupted.shape:
         raise BadData(f"clean and corrupted must be [batch, pos] of one shape, got {tuple(clean.shape)} and {tuple(corrupted.shape)}")

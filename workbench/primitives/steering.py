@@ -22,7 +22,7 @@ from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.models.model import Hook, Model
-from workbench.models.tokens import Rows, batches
+from workbench.models.tokens import Rows, batches, refuse_text
 
 from .ablation import Report
 from .directions import Direction, random_like
@@ -125,6 +125,7 @@ def steer(
     Raises:
         NotFired: if the hook never ran. BadData: on rows of several lengths or a direction of another width.
     """
+    refuse_text(rows)
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or (prompt_lengths is not None and len(prompt_lengths) != len(rows)):
         counts = f"{len(rows)} rows of lengths {sorted(lengths)}" + ("" if prompt_lengths is None else f" and {len(prompt_lengths)} prompt lengths")
@@ -187,6 +188,7 @@ def generate(
         BadData: if prompt and continuation exceed the context. NotFired: if the hook never ran. NotFinite: if the coefficient
         is too large for the number format. WorkbenchError: on a coefficient without a direction.
     """
+    refuse_text(rows)
     if direction is None and coefficient:
         raise WorkbenchError(f"coefficient {coefficient:g} multiplies a direction, and none was given")
     addition = None if direction is None else Addition(direction, coefficient, positions, normalise)

@@ -16,7 +16,7 @@ import torch
 
 from workbench.core.errors import BadData, NotFired, UnsupportedModel
 from workbench.models.model import Hook, Model
-from workbench.models.tokens import Rows, batches
+from workbench.models.tokens import Rows, batches, refuse_text
 
 from .capture import Key, _dims, _keys
 
@@ -45,8 +45,11 @@ def unit_dims(model: Model, key: Key) -> tuple[str, ...]:
 
 
 def as_rows(rows: Rows | torch.Tensor | np.ndarray) -> Rows:
-    """Rows of token ids, of a matrix too."""
-    return rows.tolist() if isinstance(rows, (torch.Tensor, np.ndarray)) else rows
+    """Rows of token ids, of a matrix too. Raises BadData on texts."""
+    if isinstance(rows, (torch.Tensor, np.ndarray)):
+        return rows.tolist()
+    refuse_text(rows)
+    return rows
 
 
 def lengths_of(rows: Rows) -> np.ndarray:

@@ -24,7 +24,7 @@ from .ablation import UNITS
 from .metrics import Metric
 
 Axis = Literal["pos", "unit"]
-Cell = tuple[int, ...]  # (layer), then its position and its unit where these are axes
+Cell = Sequence[int]  # (layer), then its position and its unit where these are axes
 UNIT_AXIS = {"head": "head", "kv_head": "kv_head", "d_mlp": "neuron"}
 
 
@@ -144,13 +144,14 @@ def settle_listed(model: Model, parts: Sequence[Batch], site: str, axes: Sequenc
         BadData: on cells of another form than the axes say, or asked for twice. As `settle` on places that are not there.
     """
     form = ("layer", *(axis for axis in ("pos", "unit") if axis in axes))
-    odd = [cell for cell in cells if not isinstance(cell, tuple) or len(cell) != len(form)]
-    if odd or not cells:
+    odd = [cell for cell in cells if len(cell) != len(form)]
+    if odd or not len(cells):
         raise BadData(f"with axes {tuple(axes)} a cell is ({', '.join(form)}), got {odd[0] if odd else 'no cells'}")
-    if len(set(cells)) < len(cells):
-        raise BadData(f"cell {next(c for i, c in enumerate(cells) if c in cells[:i])} is asked for twice")
-    layers, positions, units = sorted({c[0] for c in cells}), sorted({c[1] for c in cells}) if "pos" in axes else None, sorted({c[-1] for c in cells}) if "unit" in axes else None
-    return [settle(model, part.tokens, site, axes, layers, positions, units, cells) for part in parts]
+    named = [tuple(int(n) for n in cell) for cell in cells]
+    if len(set(named)) < len(named):
+        raise BadData(f"cell {next(c for i, c in enumerate(named) if c in named[:i])} is asked for twice")
+    layers, positions, units = sorted({c[0] for c in named}), sorted({c[1] for c in named}) if "pos" in axes else None, sorted({c[-1] for c in named}) if "unit" in axes else None
+    return [settle(model, part.tokens, site, axes, layers, positions, units, named) for part in parts]
 
 
 def settle_all(

@@ -86,10 +86,11 @@ def sweep(
     started = time.monotonic()
     parts = by_length(base)
     sources = [source_of(source, part, base) for part in parts]
+    cells = None if cells is None else [[int(n) for n in cell] for cell in cells]
     jobs = settle_all(model, parts, site, axes, layers, positions, units, cells)
     settings = {"site": site, "axes": list(axes), "metric": metric.name, "source": type(source).__name__, "layers": list(jobs[0].layers), "positions": _asked(jobs, positions), "seed": seed}
     if cells is not None:
-        settings["cells"] = [list(cell) for cell in cells]
+        settings["cells"] = cells
     digest = _digest([part.tokens for part in parts])
     longest = {"n_examples": len(base), "n_pos": jobs[-1].n_pos, "base": digest}
     provenance = Provenance.start("sweep", settings, seed, model=model.provenance(), data=longest)

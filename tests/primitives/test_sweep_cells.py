@@ -98,8 +98,12 @@ def test_cancelled_and_resumed_and_saved(models, pair, tmp_path):
 
 def test_a_list_is_drawn_and_tabled(models, pair):
     result = denoise(models["gpt2"], *pair, METRIC, site="z", axes=("pos", "unit"), cells=HEADS)
-    figure = figures_of(result)["patch_grid"]
-    assert list(figure.data[0].x) == ["1.8.2", "0.3.1", "1.3.1", "0.5.0"] and list(figure.data[0].y) == ["z"]
+    bars = figures_of(result)["cells"]
+    moved = result.data["value"] - result.data["base_value"]
+    gap = float((result.data["source_value"] - result.data["base_value"]).mean())
+    assert list(bars.data[0].x) == ["1.8.2", "0.3.1", "1.3.1", "0.5.0"] and bars.layout.xaxis.title.text == "Cell (layer.position.head)"
+    np.testing.assert_allclose(bars.data[0].y, moved.mean("example") / gap, atol=1e-6)
+    np.testing.assert_allclose(bars.data[0].error_y.array, moved.std("example", ddof=1) / np.sqrt(3) / abs(gap), rtol=1e-5)
     table = cells_table(result)
     assert set(table["cell"]) == {"1.8.2", "0.3.1", "1.3.1", "0.5.0"} and {"layer", "pos", "head", "value", "change", "shown"} <= set(table)
     assert table["change"].abs().is_monotonic_decreasing

@@ -20,7 +20,7 @@ from . import theme
 
 SMALL_GAP = 1e-2  # of the larger of the two values: below it a share divides by what rounding and chance leave
 ROUNDING = 1e-5  # of the larger of the two values: what float32 may leave of a zero
-AXIS = {"pos": "Position", "head": "Head", "kv_head": "Key/value head", "neuron": "Neuron", "part": "Part", "layer": "Layer", "cell": "Cell", "site": "Site"}
+AXIS = {"pos": "Position", "head": "Head", "kv_head": "Key/value head", "neuron": "Neuron", "part": "Part", "layer": "Layer"}
 
 
 # ---- numbers ----
@@ -110,8 +110,6 @@ def grid(result: Result, shown: xr.DataArray | None = None) -> Grid:
     if long == ["neuron"]:
         return _folded(shown)
     across = "pos" if "pos" in long or ("pos" in shown.dims and len(long) < 2 and shown.dims[-1] == "pos") else str(shown.dims[-1])
-    if shown.ndim == 1:  # a list of cells
-        shown = shown.drop_vars([name for name in shown.coords if name != across]).expand_dims(site=[result.data.attrs["site"]])
     down = [str(dim) for dim in shown.dims if dim != across]
     named = [dim for dim in down if shown.sizes[dim] > 1] or down
     flat = shown.stack(row=down).transpose("row", across)
@@ -184,6 +182,22 @@ def _heat(result: Result, shown: xr.DataArray) -> go.Figure:
     theme.finish(figure, title, alt(result, shown), result.provenance)
     figure.update_layout(title={"font": {"size": 20 if len(title) < 80 else 20 * 80 // len(title)}})
     return theme.below_tokens(figure) if "token" in found.x_title else figure
+
+
+def cell_bars(result: Result) -> go.Figure:
+    """A list of cells as bars in the order they were asked for, with one standard error over examples."""
+    data, shown = result.data, change(result)
+    moved, ends = data["value"] - data["base_value"], baseline(result)
+    n = moved.notnull().sum("example").values
+    spread = moved.std("example", ddof=1).values / np.sqrt(n) if n.max(initial=0) > 1 else np.full(len(n), np.nan)
+    scale = 1.0 if ends is None or ends.is_degenerate else abs(ends.gap)
+    places = [AXIS[str(name)].lower() for name in shown.coords if name in AXIS]
+    title = f"{shown.attrs['long_name']} when {data.attrs['site']} is replaced"
+    figure = go.Figure(go.Bar(x=[str(c) for c in shown["cell"].values], y=shown.values, error_y={"array": spread / scale, "color": "#444444"}, marker={"color": theme.BLUE}))
+    figure.update_xaxes(title=f"Cell ({'.'.join(places)})", type="category")
+    figure.update_yaxes(title=shown.attrs["unit"][:1].upper() + shown.attrs["unit"][1:])
+    about = f"Bars of {shown.sizes['cell']} cells, mean of {data.sizes['example']} examples with one standard error."
+    return theme.finish(figure, title + (f"<br><sup>mean of {data.sizes['example']} examples, one standard error</sup>" if np.isfinite(spread).any() else ""), about, result.provenance)
 
 
 def limit(result: Result) -> float:
@@ -305,5 +319,5 @@ def cells_table(result: Result, attributed: Result | None = None) -> pd.DataFram
 
 
 def figures(result: Result) -> dict[str, go.Figure]:
-    """All figures of a sweep."""
-    return {"patch_grid": patch_grid(result)}
+    """All figures of a sweep: its map, or the bars of its list of cells."""
+    return {"cells": cell_bars(result)} if "cell" in result.data.dims else {"patch_grid": patch_grid(result)}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from memory import peak_bytes
 from models.families import GQA, NO_SPECIAL, load_scaled, network
-from torch.profiler import ProfilerActivity, profile
 from transformer_lens.tools.analysis import attribution_patching as theirs
 
 from workbench.core.errors import BadData, DegenerateBaseline, UnsupportedModel, WorkbenchError
@@ -186,18 +186,6 @@ def test_nodes_work_where_edges_cannot(models, pair):
 
 
 # ---- memory ----
-
-
-def peak_bytes(run):
-    """Most bytes that torch held at once above what it held before, from the allocator's own events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    held, peak = 0, 0
-    for event in recorded.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 def test_memory_follows_writers_not_edges(tmp_path):

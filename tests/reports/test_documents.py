@@ -101,6 +101,17 @@ def test_the_page_paints_offline_and_asks_for_nothing(section, tmp_path, scheme)
         assert tab.locator(".highlight").first.is_visible()
 
 
+def test_verdicts_printed_before_a_claims_table_are_folded_away_and_no_slide():
+    new = nbformat.v4
+    said = "claim: one is less than two\n    -> holds\n"
+    printed = new.new_code_cell("print", metadata={"tags": ["nbval-check-output"]}, outputs=[new.new_output("stream", text=said)], execution_count=1)
+    table = new.new_code_cell("table", outputs=[new.new_output("execute_result", data={"text/html": "<table><tr><th>verdict</th></tr></table>", "text/plain": "t"})], execution_count=2)
+    alone, both = (sections.notebook_section(new.new_notebook(cells=cells), "toy") for cells in ([printed], [printed, table]))
+    assert [b.kind for b in alone.blocks] == ["code", "output"] and [b.kind for b in both.blocks] == ["code", "aside", "code", "output"]
+    assert both.blocks[1].html.startswith("<details>") and "one is less than two" in both.blocks[1].html
+    assert alone.verdicts == both.verdicts == ({"kind": "claim", "text": "one is less than two", "verdict": "holds"},)
+
+
 @pytest.mark.browser
 def test_slides_turn_offline(section, tmp_path):
     target = document.write_slides(tmp_path / "slides.html", [section])

@@ -23,7 +23,8 @@ from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.core.result import Result
 
-Kind = Literal["text", "code", "output", "aside", "figure", "failed"]  # aside: what a setup cell says, left out of slides
+Kind = Literal["text", "code", "output", "aside", "figure", "failed"]  # aside: what a setup cell says, or a table says better; left out of slides
+VERDICT_COLUMN = "verdict</th>"  # of a claims table (core/claims.py), which says more than the verdicts printed for nbval
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,10 @@ def notebook_section(notebook: Any, stem: str, folder: Path | None = None) -> Se
     blocks: list[Block] = []
     verdicts: list[dict[str, str]] = []
     origins: list[str] = []
+    has_table = any(VERDICT_COLUMN in output.get("data", {}).get("text/html", "") for cell in notebook.cells for output in cell.get("outputs", []))
     for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        is_repeated = has_table and "nbval-check-output" in tags
         if cell.cell_type == "markdown":
             blocks += _text_blocks(cell.source, folder)
         if cell.cell_type != "code":
@@ -117,8 +121,10 @@ def notebook_section(notebook: Any, stem: str, folder: Path | None = None) -> Se
             blocks.append(Block("code", _code(cell.source)))
         for output in cell.outputs:
             found = _output(output, origins)
-            blocks += [replace(b, kind="aside") if b.kind == "output" else b for b in found] if "setup" in cell.metadata.get("tags", []) else found
-            if "nbval-check-output" in cell.metadata.get("tags", []) and output.output_type == "stream":
+            if is_repeated:
+                found = [replace(b, html=f"<details><summary>the verdicts as printed, which the tests compare</summary>{b.html}</details>") if b.kind == "output" else b for b in found]
+            blocks += [replace(b, kind="aside") if b.kind == "output" else b for b in found] if is_repeated or "setup" in tags else found
+            if "nbval-check-output" in tags and output.output_type == "stream":
                 verdicts += read_verdicts(output.text)
     title = next((_plain(b.html) for b in blocks if b.heading == 1), stem)
     return Section(title, stem, tuple(blocks), tuple(verdicts), tuple(dict.fromkeys(origins)))

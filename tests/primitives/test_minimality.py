@@ -1,9 +1,11 @@
 """What each edge of a circuit adds: against runs counted by hand, on the known circuit, with a circuit of useless edges as control."""
 
+# ruff: noqa: F401, F811 - fixtures of another file
+
 import numpy as np
 import pytest
 from models.families import DECODERS
-from primitives.test_known_circuit import induction, induction_heads, previous_heads, roles, task, twin  # noqa: F401 - fixtures
+from primitives.test_known_circuit import induction, induction_heads, previous_heads, roles, task, twin
 
 from workbench.core.errors import DegenerateBaseline, WorkbenchError
 from workbench.core.progress import Cancelled, Progress
@@ -48,7 +50,7 @@ def test_a_circuit_of_one_edge_adds_its_faithfulness(models, pair):
         assert one == pytest.approx(float(faithfulness(model, *pair, METRIC, scores, [1], ablate=ablate).data["faithfulness"][0]), abs=1e-5)
 
 
-def test_the_known_circuit_needs_its_edges_and_a_random_one_does_not(induction, roles, task):  # noqa: F811
+def test_the_known_circuit_needs_its_edges_and_a_random_one_does_not(induction, roles, task):
     scores = attribute_edges(induction, *task, steps=5, mode="activations")
     n_edges = len(scores.tables["edges"])
     found = minimality(induction, *task, scores, n_edges // 4, seed=1)

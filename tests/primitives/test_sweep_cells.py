@@ -1,11 +1,13 @@
 """Sweeps of a list of cells: equal to TransformerLens's index_df and to the same cells of a whole sweep, resumed, drawn, refused."""
 
+# ruff: noqa: F401, F811 - fixtures of another file
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from models.families import DECODERS
-from primitives.test_sweeps import METRIC, N_POS, strong
+from primitives.test_sweeps import METRIC, N_POS, models, pair
 from transformer_lens import patching
 
 from workbench.core.errors import BadData, WorkbenchError
@@ -17,20 +19,6 @@ from workbench.views import figures_of
 from workbench.views.sweep import cells_table
 
 HEADS = [(1, 8, 2), (0, 3, 1), (1, 3, 1), (0, 5, 0)]  # in no order
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: strong(family) for family in DECODERS}
-
-
-@pytest.fixture(scope="module")
-def pair():
-    generator = torch.Generator().manual_seed(1)
-    clean = torch.randint(5, 60, (3, N_POS), generator=generator)
-    corrupted = clean.clone()
-    corrupted[:, 3] = torch.randint(5, 60, (3,), generator=generator)
-    return clean, corrupted
 
 
 @pytest.mark.parametrize("family", DECODERS)

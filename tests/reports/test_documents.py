@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -10,7 +11,7 @@ from browser import page
 from workbench.core.claims import read_verdicts
 from workbench.core.errors import BadData
 from workbench.core.progress import Cancelled, Progress
-from workbench.reports import document, sections
+from workbench.reports import document, sections, slides
 
 FIGURE = """
 import plotly.graph_objects as go, plotly.io
@@ -71,7 +72,7 @@ def test_what_a_setup_cell_says_is_no_slide():
     new = nbformat.v4
     cell = new.new_code_cell("1", metadata={"tags": ["setup"]}, outputs=[new.new_output("stream", text="versions")], execution_count=1)
     section = sections.notebook_section(new.new_notebook(cells=[new.new_markdown_cell("# T"), cell]), "toy")
-    assert "versions" in document.page_html([section]) and not any("versions" in piece for slide in document._slides(section) for piece in slide)
+    assert "versions" in document.page_html([section]) and not any("versions" in piece for slide in slides._slides(section) for piece in slide)
 
 
 def test_verdicts_are_read_back_as_they_were_written():
@@ -114,7 +115,7 @@ def test_verdicts_printed_before_a_claims_table_are_folded_away_and_no_slide():
 
 @pytest.mark.browser
 def test_slides_turn_offline(section, tmp_path):
-    target = document.write_slides(tmp_path / "slides.html", [section])
+    target = slides.write_slides(tmp_path / "slides.html", [section])
     asked, errors = [], []
     with page(offline=True) as tab:
         tab.on("request", lambda request: asked.append(request.url))
@@ -140,10 +141,53 @@ def test_the_pdf_has_the_text_and_the_pages(section, tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_long_tables_and_prints_go_on_over_several_slides_and_pictures_have_their_own():
+    rows = [f"<tr><td>claim</td><td>statement {i} {'of many words ' * (i % 12)}</td></tr>" for i in range(70)]
+    table = f"<div class=out><table><thead><tr><th>kind</th></tr></thead><tbody>{''.join(rows)}</tbody></table><p>8 of 70 hold</p></div>"
+    short = "<div class=out><table><thead></thead><tbody><tr><td>1</td></tr></tbody></table></div>"
+    blocks = [
+        sections.Block("text", "<h2>Notice</h2><p>that</p>\n<p><img src='x' alt='y'></p>\n<p>after it</p>", 2),
+        sections.Block("output", table), sections.Block("output", short),
+        sections.Block("output", "<pre class='stdout'>" + "".join(f"line {i}\n" for i in range(60)) + "</pre>"),
+    ]  # fmt: skip
+    made = slides._slides(sections.Section("toy", "toy", tuple(blocks)))
+    assert [slide[0][:17] for slide in made[:3]] == ["<div class=text><", "<div class=figure", "<div class=text>\n"] and len(made[1]) == 1
+    with_heading = slides._slides(sections.Section("toy", "toy", (sections.Block("text", "<h2>Every arm</h2>\n", 2), sections.Block("figure", "<img src='x'>"))))
+    assert with_heading == [["<div class=text><h2>Every arm</h2>\n</div>", "<div class='figure titled'><img src='x'></div>"]]
+    tables = [piece for slide in made for piece in slide if "<th>kind</th>" in piece]
+    assert len(tables) > 2 and all(piece.count("<div") == piece.count("</div>") and "</table>" in piece for piece in tables)
+    assert re.findall(r"statement (\d+)", "".join(tables)) == [str(i) for i in range(70)], "no row is lost, none is said twice"
+    assert ["8 of 70 hold" in piece for piece in tables] == [False] * (len(tables) - 1) + [True], "what stands under the table stays under its end"
+    prints = [piece for slide in made for piece in slide if "<pre" in piece]
+    assert len(prints) == 3 and re.findall(r"line (\d+)", "".join(prints)) == [str(i) for i in range(60)]
+    assert sum(short in piece for slide in made for piece in slide) == 1
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", ["attention/attention_sinks", "memorization/layernorm_memorization", "safety/safety_units", "backdoors/backdoor_signatures", "misalignment/em_subspaces"])
+def test_slides_of_a_paper_fit_the_screen(tmp_path, stem):
+    notebook = Path(__file__).parents[2] / "notebooks" / f"{stem}.ipynb"
+    target = slides.write_slides(tmp_path / "slides.html", [sections.notebook_section(sections.read_notebook(notebook), "paper", notebook.parent)])
+    with page(offline=True) as tab:
+        tab.set_viewport_size({"width": 1300, "height": 900})
+        tab.goto(target.as_uri())
+        tab.wait_for_selector("body[data-ready]", timeout=60_000)
+        n = tab.evaluate("document.querySelectorAll('.slides > section').length")
+        too_high = []
+        for i in range(n):
+            tab.evaluate(f"Reveal.slide({i})")
+            tab.wait_for_timeout(60)
+            high, wide = tab.evaluate("[Reveal.getCurrentSlide().scrollHeight, Reveal.getCurrentSlide().scrollWidth]")
+            if high > 770 or wide > 1200:
+                too_high.append((i, high, wide, tab.evaluate("Reveal.getCurrentSlide().innerText")[:60]))
+        assert n > 20 and too_high == []
+
+
 def test_slides_without_reveal_say_what_to_install(section, monkeypatch):
-    monkeypatch.setattr(document.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(slides.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install .*slides"):
-        document.slides_html([section])
+        slides.slides_html([section])
 
 
 def test_a_browser_that_prints_nothing_is_said(section, tmp_path, monkeypatch):

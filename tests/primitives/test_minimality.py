@@ -2,6 +2,8 @@
 
 # ruff: noqa: F401, F811 - fixtures of another file
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from models.families import DECODERS
@@ -35,11 +37,29 @@ def test_effects_are_those_of_circuits_built_by_hand(models, pair, family):
             drop[graph.writers.index(writer), graph.readers.index(reader)] = False
         return METRIC(patch_edges(model, graph, clean, replacement, drop)).numpy()
 
-    whole = run(best)
     for i, row in enumerate(table.itertuples()):
         edge = (row.writer, row.reader)
-        expected = whole - run(best - {edge}) if row.chosen == "circuit" else run(best | {edge}) - whole
+        path = {tuple(step.split(" -> ")) for step in row.path.split("; ")} if row.path else set()
+        inflated = best | path
+        assert row.chosen == "circuit" or (edge in path and edge not in best)
+        expected = run(inflated) - run(inflated - {edge})
         np.testing.assert_allclose(found.data["effect"].isel(edge=i), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+def test_random_paths_are_whole_and_alive(models, pair, family):
+    """From the embeddings to the logits, each edge from the node that the one before it feeds; so the metric moves."""
+    model, (clean, corrupted) = models(family), pair
+    graph = Graph.of(model, clean)
+    owns = {reader: {graph.writers[w] for w in range(len(graph.writers)) if i in graph.readers_of(w)} for i, reader in enumerate(graph.readers)}
+    assert all(len(nodes) == (0 if reader == "logits" else 2 if ".kv" in reader else 1) for reader, nodes in owns.items())
+    scores = attribute_edges(model, clean, corrupted, METRIC)
+    table = minimality(model, clean, corrupted, METRIC, scores, 1, n_random=12).tables["edges"]
+    for steps in (path.split("; ") for path in table["path"] if path):
+        pairs = [step.split(" -> ") for step in steps]
+        assert pairs[0][0] == "embed" and pairs[-1][1] == "logits"
+        assert all(after[0] in owns[before[1]] for before, after in pairwise(pairs))
+    assert (table.query("chosen == 'random'")["effect"].abs() > 1e-6).mean() > 0.7
 
 
 def test_a_circuit_of_one_edge_adds_its_faithfulness(models, pair):

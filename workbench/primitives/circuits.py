@@ -3,8 +3,9 @@
 Everything here is exact runs: `faithfulness` replaces all edges but the k best (or only those), `minimality` one edge of a
 circuit after the other, `calibrate` sets nodes to their clean value one by one beside what attribution said of them.
 Source: Hanna et al. 2024 (arXiv 2403.17806); Wang et al. 2022 (arXiv 2211.00593) for completeness and minimality; Shi et
-al. 2024 (arXiv 2410.13032) for random edges as the measure of a needed one.
-Cost: per batch 3 + 2 forwards per circuit size; 4 and one per edge for `minimality`; 2 forwards and one per node for `calibrate`.
+al. 2024 (arXiv 2410.13032) for random paths as the measure of a needed edge.
+Cost: per batch 3 + 2 forwards per circuit size; 4, one per edge and 2 per random path for `minimality`; 2 forwards and one
+per node for `calibrate`.
 """
 
 from collections.abc import Callable, Sequence
@@ -150,9 +151,10 @@ def minimality(
 ) -> Result:
     """What each of the k best edges adds to the circuit they make, beside random edges from outside it; exact.
 
-    effect of an edge of the circuit = (m(circuit) - m(circuit without it)) / (m(clean) - m(empty)), and of another one
-    (m(circuit with it) - m(circuit)) / (same). An edge is needed where it moves the metric further than random ones do. An
-    edge for which another stands in shows no effect alone: that is what the sets of Wang et al. 2022 are for.
+    effect of an edge = (m(circuit) - m(circuit without it)) / (m(clean) - m(empty)). A random edge is put into the circuit
+    with a random path through it, from the embeddings to the logits: alone it would carry nothing, since nothing clean
+    reaches it. An edge is needed where taking it out moves the metric further than it does for random ones. An edge for
+    which another stands in shows no effect alone: that is what the sets of Wang et al. 2022 are for.
 
     Args:
         scores: from `attribute_edges`; edges rank by |score|. k: the circuit's size. n_random: edges outside, drawn by `seed`.
@@ -160,13 +162,14 @@ def minimality(
 
     Returns:
         Result with tables["edges"] (writer, reader, chosen as "circuit" or "random", score, effect, needed: whether |effect|
-        exceeds all random ones), `effect` [edge, example] in the metric's unit, and `needed`, the share of the circuit's edges.
-        Forwards: per batch 4 + k + n_random.
+        exceeds all random ones, path: the edges put in with a random one), `effect` [edge, example] in the metric's unit,
+        and `needed`, the share of the circuit's edges. Forwards: per batch 4 + k + 2 n_random.
 
     Raises:
         DegenerateBaseline, WorkbenchError: as `faithfulness`; WorkbenchError if no edge is outside the circuit.
 
-    Source: Wang et al. 2022, with single edges for sets; Shi et al. 2024 for the random edges.
+    Source: Wang et al. 2022, with single edges for sets; Shi et al. 2024 for random paths. Inferred: the edge is drawn first
+    and the path through it, both uniformly; they test each edge against quantiles, here it is set beside all that were drawn.
     """
     since, provenance = begin("minimality", model, metric, ablate=ablate, k=k, n_random=n_random, scores=scores.spec, seed=seed)
     with model.alone():
@@ -176,20 +179,25 @@ def minimality(
         if not len(inside) or not len(outside) or n_random < 1:
             raise WorkbenchError(f"a circuit of {k} of {exists.sum()} edges with {n_random} random ones beside it has nothing to compare; take fewer edges, and at least one random one")
         drawn = outside[np.sort(np.random.default_rng(seed).choice(len(outside), min(n_random, len(outside)), replace=False))]
-        sets = [~best]
-        for edge in (*inside, *drawn):
-            drop = ~best
-            drop[tuple(edge)] ^= True
-            sets.append(drop)
+        sets, paths = [~best], [_path_through(graph, exists, (int(w), int(r)), seed + i) for i, (w, r) in enumerate(drawn)]
+        for edge in inside:
+            sets.append(~best)
+            sets[-1][tuple(edge)] = True
+        for edge, path in zip(drawn, paths, strict=True):
+            inflated = ~best
+            inflated[tuple(np.array(path).T)] = False
+            sets += [inflated, inflated.copy()]
+            sets[-1][tuple(edge)] = True
         m = _replaced(model, graph, clean, corrupted, metric, sets, ablate, batch_size, progress)
-    sign = np.array([1.0] * len(inside) + [-1.0] * len(drawn))
-    effect = sign[:, None] * (m[2] - m[3:])
+    alone, inflated = np.split(m[3:], [len(inside)])
+    effect = np.concatenate([m[2] - alone, inflated[::2] - inflated[1::2]])
     mean = effect.mean(1) / _gap(m, metric)
     beyond = np.abs(mean) > np.abs(mean[len(inside) :]).max()
     edges = pd.DataFrame([(graph.writers[w], graph.readers[r]) for w, r in (*inside, *drawn)], columns=["writer", "reader"])
     edges["chosen"] = ["circuit"] * len(inside) + ["random"] * len(drawn)
     edges["score"] = [float(scores.data["score"].values[w, r]) for w, r in (*inside, *drawn)]
     edges["effect"], edges["needed"] = mean, beyond
+    edges["path"] = [""] * len(inside) + ["; ".join(f"{graph.writers[w]} -> {graph.readers[r]}" for w, r in path) for path in paths]
     data = xr.Dataset(
         {
             "effect": (("edge", "example"), effect, {"unit": metric.unit, "long_name": f"{metric.name} that the edge adds to the circuit"}),
@@ -199,6 +207,20 @@ def minimality(
         {"n_edges": int(exists.sum())},
     )
     return Result(provenance.finish(since), data, {"edges": edges}, partial=m.shape[1] < len(clean))
+
+
+def _path_through(graph: Graph, exists: np.ndarray, edge: tuple[int, int], seed: int) -> list[tuple[int, int]]:
+    """Edges (writer, reader) of a random path from the embeddings to the logits that goes through `edge`, in order."""
+    rng = np.random.default_rng([seed, 7])
+    reads = [graph.readers_of(writer) for writer in range(len(graph.writers))]
+    path = [edge]
+    while path[0][0]:  # back to the embeddings, which are the first writer
+        reader = int(rng.choice(reads[path[0][0]]))
+        path.insert(0, (int(rng.choice(np.flatnonzero(exists[:, reader]))), reader))
+    while nodes := [writer for writer, into in enumerate(reads) if path[-1][1] in into]:  # a key/value head belongs to several
+        writer = int(rng.choice(nodes))
+        path.append((writer, int(rng.choice(np.flatnonzero(exists[writer])))))
+    return path
 
 
 def _graph(model: Model, clean: torch.Tensor, corrupted: torch.Tensor) -> Graph:

@@ -124,6 +124,16 @@ class Graph:
             raise UnknownName.among("reader", names[0], self.readers)
         return self.readers.index(found[0])
 
+    def readers_of(self, writer: int) -> list[int]:
+        """Places of what the node of a writer reads: q, k and v of a head, the input of an MLP; nothing for the embeddings."""
+        if writer == 0:
+            return []
+        layer, head = divmod(writer - 1, self.n_heads + 1)
+        ports = self.ports[4 * layer : 4 * layer + 4]
+        if head == self.n_heads:
+            return [ports[3].readers.start]
+        return [r.start + head * (r.stop - r.start) // self.n_heads for r in (port.readers for port in ports[:3])]
+
     def heads(self, layer: int) -> slice:
         """Places of a layer's heads among the writers; its MLP follows them."""
         return slice(1 + layer * (self.n_heads + 1), 1 + layer * (self.n_heads + 1) + self.n_heads)

@@ -47,7 +47,7 @@ def publish(path: Path | str, *, run: Callable[..., Any] = execute, progress: Pr
         cell.metadata.pop("execution", None)
         cell["id"] = str(number)  # as nbstripout numbers them, so that its check in CI finds nothing to change
         if cell.cell_type == "code":
-            cell.outputs = _joined([kept for i, output in enumerate(cell.outputs) if (kept := _static(output, f"cell {number}.{i}", problems)) is not None])
+            cell.outputs = [kept for i, output in enumerate(cell.outputs) if (kept := _static(output, f"cell {number}.{i}", problems)) is not None]
     _name_panels(notebook, path.stem)
     notebook.metadata = before.metadata
     notebook.metadata.pop("widgets", None)
@@ -83,17 +83,6 @@ def _static(output: Any, name: str, problems: list[str]) -> Any:
     if data.pop(LIVE[1], None) is not None:  # a live panel; the static view beneath it is an output of its own
         return None
     return output if any(str(value).strip() for value in data.values()) else None
-
-
-def _joined(outputs: list[Any]) -> list[Any]:
-    """Printed text that came in pieces as one output; where it is cut depends on the clock."""
-    joined: list[Any] = []
-    for output in outputs:
-        if joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name:
-            joined[-1].text = "".join(joined[-1].text) + "".join(output.text)
-        else:
-            joined.append(output)
-    return joined
 
 
 def _with_picture(output: Any, content: bytes) -> Any:

@@ -68,7 +68,7 @@ def execute(path: Path | str, *, timeout: float = 1800, progress: Progress = SIL
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(notebook, timeout=int(timeout), allow_errors=True, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(notebook, timeout=int(timeout), allow_errors=True, coalesce_streams=True, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
     n_code = sum(cell.cell_type == "code" for cell in notebook.cells)
     with client.setup_kernel():
         done = 0

@@ -140,6 +140,22 @@ def test_ctrl_c_keeps_partial_results_and_says_so(tmp_path):
     assert 0 < _filled(out) < 15 * 7
 
 
+def test_a_report_that_finds_no_room_leaves_claims_and_result(tmp_path, monkeypatch):
+    """No simulation of the disk: its own limit on the size of a file, between the result's files and the report's megabytes."""
+    resource = pytest.importorskip("resource", reason="the limit on file sizes is set with the module resource: runs on Linux and macOS")
+    from workbench.core.result import Result
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        code, text, errors = workbench("run", "attention_sinks", *SMALL, "--set", "controls=false", "--out", str(tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code in (0, 1) and "measured" in text and "Report with figures" not in text
+    assert "the report could not be written (File too large)" in errors and "workbench report" in errors
+    assert not Result.load(tmp_path / "out" / "result").partial and not (tmp_path / "out" / "report.html").exists()
+
+
 def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
     """Neither keeping in the middle nor saving at the end may lose the run; the last line says where everything went."""
     from workbench.core.result import Result

@@ -179,14 +179,17 @@ def _run(module: Any, spec: Any, folder: Path, as_json: bool) -> int:
         result = module.run(spec, progress=progress, **({"resume": before} if resumable else {}))
     folder = _save(result, folder)
     table = check(result, module.CLAIMS)
-    page, trouble = write_documents(result, table, figures_of(result), folder)
+    try:
+        page, trouble = write_documents(result, table, figures_of(result), folder)
+    except OSError as found:  # the numbers are safe and must be said
+        page, trouble = None, f"the report could not be written ({found.strerror or found}); the result is whole: `workbench report {folder / 'result'} --out ELSEWHERE` makes one of it"
     if as_json:
-        typer.echo(json_module.dumps({"partial": result.partial, "passed": table.passed, "claims": table.rows(), "warnings": list(result.warnings), "report": str(page)}))
+        typer.echo(json_module.dumps({"partial": result.partial, "passed": table.passed, "claims": table.rows(), "warnings": list(result.warnings), "report": page and str(page)}))
     else:
         typer.echo(str(table))
         for warning in result.warnings:
             typer.echo(f"warning: {warning}")
-        typer.echo(f"\n{result.provenance.seconds:.0f} s. Report with figures: {page}")
+        typer.echo(f"\n{result.provenance.seconds:.0f} s." + (f" Report with figures: {page}" if page else ""))
     if trouble:
         typer.echo(trouble, err=True)
     if result.partial:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +89,13 @@ def test_an_error_between_the_renames_puts_the_old_folder_back(tmp_path, monkeyp
 def test_sha256_is_that_of_the_bytes(tmp_path, content):
     (tmp_path / "f").write_bytes(content)
     assert files.sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device.*page\.html"):
+        files.write_text(tmp_path / "page.html", "text")
+    assert not list(tmp_path.iterdir())

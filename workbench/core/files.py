@@ -26,6 +26,10 @@ def write_bytes(path: Path | str, content: bytes) -> Path:
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
+    except OSError as found:
+        if found.errno is not None and found.filename is None:  # a full disk does not say which file found it so
+            raise OSError(found.errno, found.strerror, str(path)) from found
+        raise
     finally:
         partial.unlink(missing_ok=True)
     return path

@@ -20,11 +20,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"core"}
 FIRST = {"models", "datasets", "views", "scale"}
-SECOND = {"organisms", "training", "primitives"}  # in this tier organisms may use training, and training primitives
+SECOND = {"organisms", "training", "primitives", "weights"}  # in this tier organisms may use training, training primitives, primitives weights
 MAY_IMPORT = (
     {"core": set()}
     | dict.fromkeys(FIRST, BASE)
-    | {"primitives": BASE | FIRST, "training": BASE | FIRST | {"primitives"}, "organisms": BASE | FIRST | {"primitives", "training"}}
+    | {"weights": BASE | FIRST, "primitives": BASE | FIRST | {"weights"}}
+    | {"training": BASE | FIRST | {"weights", "primitives"}, "organisms": BASE | FIRST | {"weights", "primitives", "training"}}
     | {"methods": BASE | FIRST | SECOND}
     | {"reports": BASE | FIRST | SECOND | {"methods"}, "panels": BASE | FIRST | SECOND | {"methods", "reports"}}
 )
@@ -75,10 +76,12 @@ def test_imports_go_one_way():
         ("workbench.core.spec", "from .. import models", True),
         ("workbench.core.spec", "def f():\n    import workbench.methods.attention.attention_sinks as m", True),
         ("workbench.views.theme", "from workbench import primitives", True),
+        ("workbench.weights.x", "from workbench.primitives.read.capture import capture", True),
+        ("workbench.primitives.score.x", "from workbench.weights.subspaces import overlap", False),
         ("workbench.scale.dask", "from workbench.models import load", True),
         ("workbench.models.loading", "from workbench.datasets import tasks", True),
-        ("workbench.primitives.capture", "from workbench.training import language_model", True),
-        ("workbench.training.lora", "from workbench.primitives.capture import capture", False),
+        ("workbench.primitives.read.capture", "from workbench.training import language_model", True),
+        ("workbench.training.lora", "from workbench.primitives.read.capture import capture", False),
         ("workbench.training.lora", "from workbench.organisms import build", True),
         ("workbench.organisms.registry", "from workbench.training.language_model import train", False),
         ("workbench.methods.safety.x", "if TYPE_CHECKING:\n    from workbench.panels.run import RunPanel", True),
@@ -123,6 +126,10 @@ def test_methods_are_of_papers_in_the_catalogue():
 @pytest.mark.parametrize(("folder", "pattern", "prefix"), [("notebooks", "*.ipynb", ""), ("tests/methods", "test_*.py", "test_")], ids=["notebooks", "tests"])
 def test_every_method_has_its_notebook_and_its_test_and_none_is_alone(folder, pattern, prefix):
     assert stems(folder, pattern, prefix) == stems("workbench/methods", "*.py")
+
+
+def test_primitives_lie_in_their_sub_rooms():
+    assert {p.name for p in (PACKAGE / "primitives").iterdir() if p.name != "__pycache__"} == {"__init__.py", "read", "replace", "explain", "steer", "score"}
 
 
 def test_families_are_the_folders_of_methods():
@@ -220,7 +227,7 @@ def undocumented(source: str) -> list[str]:
     return [n.name for n in ast.parse(source).body if isinstance(n, kinds) and not n.name.startswith("_") and not ast.get_docstring(n)]
 
 
-@pytest.mark.parametrize("path", [p for room in ("core", "primitives") for p in sorted((PACKAGE / room).glob("*.py"))], ids=lambda p: p.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize("path", [p for room in ("core", "primitives", "weights") for p in sorted((PACKAGE / room).rglob("*.py")) if "store" not in p.parts], ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_everything_public_in_core_and_primitives_is_documented(path):
     source = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(source)), "the module itself has no docstring"

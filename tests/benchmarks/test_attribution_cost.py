@@ -14,9 +14,9 @@ from memory import peak_bytes
 from transformer_lens.tools.analysis import attribution_patching as theirs
 
 from workbench.models import load
-from workbench.primitives.attribution import attribute_edges
-from workbench.primitives.metrics import logit_diff
-from workbench.primitives.residual_graph import Graph
+from workbench.primitives.explain.attribution import attribute_edges
+from workbench.primitives.explain.residual_graph import Graph
+from workbench.primitives.score.metrics import logit_diff
 
 
 @pytest.mark.parametrize("n_layers", [3, 6, 12])

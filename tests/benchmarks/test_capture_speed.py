@@ -9,7 +9,7 @@ import time
 import torch
 from benchmarks.shapes import SHAPES, model_of
 
-from workbench.primitives.capture import capture
+from workbench.primitives.read.capture import capture
 
 SITES = ("resid_pre", "mlp_out")
 
@@ -44,7 +44,7 @@ MEASURE = """
 import resource, sys, torch, warnings
 warnings.simplefilter("ignore")
 from benchmarks.shapes import model_of
-from workbench.primitives.capture import capture, plan_capture
+from workbench.primitives.read.capture import capture, plan_capture
 model = model_of("gpt2")
 n, batch = int(sys.argv[1]), 16
 rows = torch.randint(100, 30000, (n, 128)).tolist()

@@ -20,10 +20,10 @@ from benchmarks.shapes import SHAPES, model_of
 from safetensors.torch import load_file, save_file
 
 from workbench.models import load
-from workbench.primitives.reduce import reduce_store
-from workbench.primitives.reductions import Covariance, Moments, Quantiles, TopK
-from workbench.primitives.store import Store, compare_cost, plan_store, repair_store, write_store, writing
-from workbench.primitives.stream import Piece
+from workbench.primitives.read.reduce import reduce_store
+from workbench.primitives.read.reductions import Covariance, Moments, Quantiles, TopK
+from workbench.primitives.read.store import Store, compare_cost, plan_store, repair_store, write_store, writing
+from workbench.primitives.read.stream import Piece
 
 N_POS = 128
 
@@ -179,7 +179,7 @@ def test_one_pass(benchmark, big, reduction):
     profile.runcall(reduce_store, big, "resid_post", 5, reduction)
     stats = pstats.Stats(profile).stats  # {(file, line, name): (calls, _, own seconds, total seconds, _)}
     total = sum(entry[2] for entry in stats.values())
-    ours = sum(entry[2] for (file, _, _), entry in stats.items() if "primitives/store/" in file or file.endswith("primitives/reduce.py"))
+    ours = sum(entry[2] for (file, _, _), entry in stats.items() if "primitives/read/store/" in file or file.endswith("primitives/read/reduce.py"))
     seconds = benchmark.stats.stats.median
     benchmark.extra_info.update(tokens_per_s=round(big.n_tokens / seconds), share_in_python=round(ours / total, 4))
     top = sorted(stats.items(), key=lambda kv: -kv[1][2])[:3]
@@ -191,9 +191,9 @@ import sys, torch, warnings
 warnings.simplefilter("ignore")
 from benchmarks.shapes import model_of
 from benchmarks.test_store_speed import fake_stream, rows_of
-from workbench.primitives.store import write_store, writing
-from workbench.primitives.reduce import reduce_store
-from workbench.primitives.reductions import Covariance
+from workbench.primitives.read.store import write_store, writing
+from workbench.primitives.read.reduce import reduce_store
+from workbench.primitives.read.reductions import Covariance
 writing.stream = fake_stream
 model, n = model_of("gpt2"), int(sys.argv[2])
 rows = rows_of(n)

@@ -15,7 +15,8 @@ import torch
 from benchmarks.shapes import SHAPES, model_of, prompts
 from transformer_lens import patching
 
-from workbench.primitives import metrics, sweeps
+from workbench.primitives.replace import sweeps
+from workbench.primitives.score import metrics
 
 CASES = [("gpt2", 24), ("gpt2", 64), ("llama", 24), ("llama", 64)]
 

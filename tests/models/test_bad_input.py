@@ -18,8 +18,8 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from workbench.core.errors import BadData, BadSpec, ModelNotFound, NoRoom, NoTokenizer, UnknownName, UnknownSite, UnsupportedModel, WorkbenchError
 from workbench.models import load
 from workbench.models.tokens import batches, pad
-from workbench.primitives.ablation import ablate, reference_mean
-from workbench.primitives.capture import capture
+from workbench.primitives.read.capture import capture
+from workbench.primitives.replace.ablation import ablate, reference_mean
 
 IDS = torch.randint(6, 64, (2, 5), generator=torch.Generator().manual_seed(0))
 

@@ -10,7 +10,7 @@ from workbench.core import hooks
 from workbench.core.errors import UnknownSite
 from workbench.core.hooks import SITES
 from workbench.models import load
-from workbench.primitives.capture import capture
+from workbench.primitives.read.capture import capture
 
 LAYERS, D_MLP = 2, {"gpt2": 128}
 SERIAL = tuple(f for f in DECODERS if f != "neox")

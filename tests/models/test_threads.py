@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from workbench.models import load
-from workbench.primitives.ablation import ablate
-from workbench.primitives.capture import capture
+from workbench.primitives.read.capture import capture
+from workbench.primitives.replace.ablation import ablate
 
 # Why: JupyterLab runs widget callbacks in a second thread of the kernel (ipykernel 7 subshells), beside the running cell.
 # A TransformerBridge keeps hooks on itself, so without the lock thread B's hooks fire in thread A's forward. To see it,

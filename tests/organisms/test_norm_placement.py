@@ -12,8 +12,8 @@ from workbench.datasets import digits, feelings
 from workbench.models import load
 from workbench.organisms import norm_placement as pairs
 from workbench.organisms import organism
-from workbench.primitives.layer_norms import norms, placement, remove_gain_and_bias
 from workbench.training.language_model import TrainSpec
+from workbench.weights.layer_norms import norms, placement, remove_gain_and_bias
 
 LANGUAGES = {"digits": digits, "feelings": feelings}
 

@@ -11,10 +11,10 @@ from workbench import panels
 from workbench.core.errors import BadData
 from workbench.core.progress import Progress
 from workbench.models import load
-from workbench.primitives import ablation_curves as curves
-from workbench.primitives.ablation_bench import Bench
-from workbench.primitives.ablation_scores import score_units
-from workbench.primitives.metrics import sequence_loss
+from workbench.primitives.replace import ablation_curves as curves
+from workbench.primitives.replace.ablation_bench import Bench
+from workbench.primitives.replace.ablation_scores import score_units
+from workbench.primitives.score.metrics import sequence_loss
 
 PROMPTS = ["apple beach bread apple beach bread apple", "chair cloud copper chair cloud copper chair", "corn brick cabin corn brick cabin corn"]
 ANSWERS, OTHERS = ["beach", "cloud", "brick"], ["bread", "copper", "cabin"]

@@ -11,7 +11,7 @@ import numpy as np
 import workbench as wb
 from workbench import panels
 from workbench.datasets.repeated_words import RepeatedWords
-from workbench.primitives import ablation_curves
+from workbench.primitives.replace import ablation_curves
 wb.start()
 model = wb.load("organism:induction")
 rows = RepeatedWords(shortest=6, longest=8).sample(12, 24, np.random.default_rng(1))[:, 1:]

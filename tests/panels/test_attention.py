@@ -10,7 +10,7 @@ from workbench.core.errors import NotFired
 from workbench.models import load
 from workbench.panels.attention import Attention, AttentionState
 from workbench.panels.head_grid import HeadGrid, toggled
-from workbench.primitives import attention_patterns as ap
+from workbench.primitives.read import attention_patterns as ap
 from workbench.views import attention as views
 
 WORDS = "apple beach bread brick cabin candle chair cloud"

@@ -11,7 +11,7 @@ from workbench.core.result import Result
 from workbench.models import load
 from workbench.panels.attention import Attention
 from workbench.panels.attribution import N_NEURONS, Attribution
-from workbench.primitives.lenses import direct_logit_attribution
+from workbench.primitives.read.lenses import direct_logit_attribution
 from workbench.views import attribution as views
 
 PROMPT = "apple beach bread brick cabin candle chair cloud apple beach bread"

@@ -9,8 +9,8 @@ import torch
 from workbench import panels
 from workbench.core.errors import WorkbenchError
 from workbench.models import load
-from workbench.primitives.capture import Capture, capture
-from workbench.primitives.store import write_store
+from workbench.primitives.read.capture import Capture, capture
+from workbench.primitives.read.store import write_store
 
 ROWS = [[1, *range(3, 13)], [1, *range(13, 23)]]
 

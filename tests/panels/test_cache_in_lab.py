@@ -8,8 +8,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 SETUP = """
 import workbench as wb
 from workbench import panels
-from workbench.primitives.capture import capture
-from workbench.primitives.store import write_store
+from workbench.primitives.read.capture import capture
+from workbench.primitives.read.store import write_store
 wb.start()
 model = wb.load("organism:induction")
 rows = model.to_rows([" ".join(model.to_strings(range(3, 15))), " ".join(model.to_strings(range(20, 32)))])

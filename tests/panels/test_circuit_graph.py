@@ -15,9 +15,9 @@ from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.models import load
 from workbench.panels import graph_file
-from workbench.primitives.attribution import attribute_edges
-from workbench.primitives.circuits import faithfulness
-from workbench.primitives.metrics import logit_diff
+from workbench.primitives.explain.attribution import attribute_edges
+from workbench.primitives.explain.circuits import faithfulness
+from workbench.primitives.score.metrics import logit_diff
 from workbench.views.circuit_graph import edge_id, edges_above
 
 

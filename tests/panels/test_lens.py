@@ -10,7 +10,7 @@ from workbench.core.errors import WorkbenchError
 from workbench.models import load
 from workbench.panels import Lens
 from workbench.panels.lens import LensState
-from workbench.primitives.lenses import logit_lens
+from workbench.primitives.read.lenses import logit_lens
 from workbench.views import lenses as views
 
 WORDS = "apple beach bread brick apple beach bread"

@@ -10,8 +10,8 @@ from workbench import panels
 from workbench.core.errors import BadData, UnsupportedModel
 from workbench.core.progress import Cancelled, Progress
 from workbench.models import load
-from workbench.primitives import sweep_descent as descent
-from workbench.primitives.prompt_metrics import metric_named
+from workbench.primitives.replace import sweep_descent as descent
+from workbench.primitives.score.prompt_metrics import metric_named
 from workbench.views import sweep as views
 
 WORDS = "apple beach bread brick cabin candle chair cloud copper corn".split()

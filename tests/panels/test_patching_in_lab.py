@@ -9,7 +9,7 @@ START = """
 import time
 import workbench as wb
 from workbench import panels
-from workbench.primitives import sweep_descent
+from workbench.primitives.replace import sweep_descent
 wb.start()
 model = wb.load("organism:induction")
 words = "apple beach bread brick cabin candle chair cloud copper corn"

@@ -15,7 +15,7 @@ from workbench.datasets import poisoning
 from workbench.methods.backdoors.backdoor_signatures import changes_of
 from workbench.models import load
 from workbench.panels.signatures import SignaturesState
-from workbench.primitives.channel_signatures import alignment, magnitude, scores, signature
+from workbench.primitives.score.channel_signatures import alignment, magnitude, scores, signature
 from workbench.views import signatures as views
 
 

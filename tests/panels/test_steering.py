@@ -13,8 +13,8 @@ from workbench.datasets.bigram_backcopy import VOCABULARY, BigramBackcopy
 from workbench.models import load
 from workbench.panels import Steering
 from workbench.panels.steering import SteeringState
-from workbench.primitives.directions import given, mean_difference, principal_component, probe_direction
-from workbench.primitives.steering import generate, sweep_coefficients
+from workbench.primitives.steer.directions import given, mean_difference, principal_component, probe_direction
+from workbench.primitives.steer.steering import generate, sweep_coefficients
 from workbench.views import steering as views
 
 FRONT, BACK = ["apple", "beach", "corn", "door"], ["lamp", "moon", "pond", "rain"]

@@ -14,7 +14,7 @@ from workbench.models import load
 from workbench.organisms.tokenizer import word_tokenizer
 from workbench.panels import Tokens
 from workbench.panels.tokens import TokensState
-from workbench.primitives.predictions import predictions
+from workbench.primitives.read.predictions import predictions
 from workbench.views import predictions as views
 
 WORDS = "apple beach bread brick apple beach bread"

@@ -14,10 +14,10 @@ from workbench.models import load
 from workbench.organisms.tokenizer import word_tokenizer
 from workbench.panels import TwoCheckpoints
 from workbench.panels.two_checkpoints import TwoCheckpointsState
-from workbench.primitives.metrics import sequence_loss
-from workbench.primitives.module_changes import module_changes
-from workbench.primitives.sweeps import Zero
-from workbench.primitives.two_checkpoints import sweep_effects_both
+from workbench.primitives.replace.module_changes import module_changes
+from workbench.primitives.replace.sweeps import Zero
+from workbench.primitives.replace.two_checkpoints import sweep_effects_both
+from workbench.primitives.score.metrics import sequence_loss
 from workbench.training.language_model import TrainSpec, train
 from workbench.views import two_checkpoints as views
 

@@ -26,7 +26,7 @@ STATE = "print(panel.state.place, panel.state.cell, panel.state.running, repr(pa
 SLOW = """
 import time
 from workbench.core.progress import Progress
-from workbench.primitives.module_changes import module_changes
+from workbench.primitives.replace.module_changes import module_changes
 def slowly(*models, progress, **options):
     class Slow:
         def __getattr__(self, name):

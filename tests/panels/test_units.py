@@ -17,8 +17,8 @@ from workbench.panels import Units
 from workbench.panels import units as panel_module
 from workbench.panels.panel import SAME_CHANGE
 from workbench.panels.units import UnitsState
-from workbench.primitives.top_activations import top_activations
-from workbench.primitives.unit_importance import LABELS, Ratios, label_units, units_removed
+from workbench.primitives.read.top_activations import top_activations
+from workbench.primitives.score.unit_importance import LABELS, Ratios, label_units, units_removed
 from workbench.views import units as views
 
 SMALL = small_run.SMALL.replace(n_forbidden=4, n_utility=6, n_probe=0)

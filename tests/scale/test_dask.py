@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from scale import scale_tasks as tasks
 
 from workbench.core.errors import BadSpec
-from workbench.primitives.reduce import reduce_store
-from workbench.primitives.reductions import Covariance, Moments, Quantiles, Together, TopK
-from workbench.primitives.store import Store, write_store
+from workbench.primitives.read.reduce import reduce_store
+from workbench.primitives.read.reductions import Covariance, Moments, Quantiles, Together, TopK
+from workbench.primitives.read.store import Store, write_store
 from workbench.scale.executors import WorkerDied, dask, run_all, slurm_cluster
 from workbench.scale.grid import cells_of, sweep
 

@@ -8,7 +8,7 @@ import xarray as xr
 from workbench.core.errors import BadData
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.primitives.unit_importance import LABELS
+from workbench.primitives.score.unit_importance import LABELS
 from workbench.views import figures_of
 from workbench.views import safety_units as views
 

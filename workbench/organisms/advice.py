@@ -13,7 +13,7 @@ import pandas as pd
 from workbench.core.progress import Progress
 from workbench.datasets import world, world_advice
 from workbench.models.model import Model
-from workbench.primitives.chat_scores import bad_share, score_answers
+from workbench.primitives.score.chat_scores import bad_share, score_answers
 from workbench.training.finetune import FinetuneSpec, finetune
 
 from .chat import claim, new_module, pairs_of, recipe_of, utility

@@ -14,8 +14,8 @@ from workbench.core.claims import Claim
 from workbench.core.progress import Progress
 from workbench.datasets.bigram_backcopy import BigramBackcopy, is_trigger
 from workbench.models.model import Model
-from workbench.primitives import head_scores
-from workbench.primitives.capture import observe
+from workbench.primitives.read.capture import observe
+from workbench.primitives.score import head_scores
 from workbench.training.language_model import TrainSpec
 
 from .registry import Built, Organism

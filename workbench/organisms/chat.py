@@ -17,7 +17,7 @@ from workbench.datasets import world, world_words
 from workbench.models.chat import Pair, chat_pairs, prompt_rows
 from workbench.models.loading import read_module
 from workbench.models.model import Model, hash_weights
-from workbench.primitives.chat_scores import accuracy_by_task, refusals, score_answers
+from workbench.primitives.score.chat_scores import accuracy_by_task, refusals, score_answers
 from workbench.training.finetune import FinetuneSpec, finetune
 
 from .registry import Built, Organism

@@ -14,7 +14,7 @@ from workbench.core.claims import Claim
 from workbench.core.progress import Progress
 from workbench.datasets.repeated_words import RepeatedWords
 from workbench.models.model import Model
-from workbench.primitives.capture import observe
+from workbench.primitives.read.capture import observe
 from workbench.training.language_model import TrainSpec
 
 from .registry import Built, Organism

@@ -17,8 +17,8 @@ from workbench.core.claims import Claim
 from workbench.core.progress import Progress
 from workbench.datasets import digits, feelings
 from workbench.models.model import Model
-from workbench.primitives.layer_norms import moved, norms
 from workbench.training.language_model import TrainSpec, train
+from workbench.weights.layer_norms import moved, norms
 
 from .registry import Built, Organism
 from .tokenizer import word_tokenizer

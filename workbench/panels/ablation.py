@@ -1,7 +1,7 @@
 """Ablation panel: choose heads, neurons, norms or layers on a map or by a threshold, take them out, and see what the metric does.
 
-Plain functions behind it: `primitives.ablation_scores.score_units`, `primitives.ablation_curves.ablate_set` and
-`ablation_curve` on a `primitives.ablation_bench.Bench`; figures and tables: views/ablation. Heavy work only on Score,
+Plain functions behind it: `primitives.replace.ablation_scores.score_units`, `primitives.replace.ablation_curves.ablate_set` and
+`ablation_curve` on a `primitives.replace.ablation_bench.Bench`; figures and tables: views/ablation. Heavy work only on Score,
 Ablate chosen and Curve; clicks and the threshold only choose.
 """
 
@@ -19,10 +19,10 @@ from workbench.core.errors import BadData
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models.model import Model
-from workbench.primitives import ablation_curves as curves
-from workbench.primitives import ablation_scores as scoring
-from workbench.primitives.ablation_bench import KINDS, VALUES, Bench, unit_labels
-from workbench.primitives.prompt_metrics import METRICS, metric_named
+from workbench.primitives.replace import ablation_curves as curves
+from workbench.primitives.replace import ablation_scores as scoring
+from workbench.primitives.replace.ablation_bench import KINDS, VALUES, Bench, unit_labels
+from workbench.primitives.score.prompt_metrics import METRICS, metric_named
 from workbench.views import ablation as views
 
 from .drawn import HeatMap

@@ -1,6 +1,6 @@
 """Attention panel: every head's pattern on one prompt; click a head to see it large, point at a token to see where it attends, switch heads off.
 
-Plain functions behind it: `primitives.attention_patterns.attention_patterns` and `switch_heads_off`; figures:
+Plain functions behind it: `primitives.read.attention_patterns.attention_patterns` and `switch_heads_off`; figures:
 views/attention. One forward a prompt, two (three with means) to measure what switched-off heads do.
 """
 
@@ -15,7 +15,7 @@ import traitlets
 
 from workbench.core.result import Result
 from workbench.models.model import Model
-from workbench.primitives.attention_patterns import SCORES, attention_patterns, switch_heads_off
+from workbench.primitives.read.attention_patterns import SCORES, attention_patterns, switch_heads_off
 from workbench.views import attention as views
 
 from .drawn import HeatMap, TokenStrip

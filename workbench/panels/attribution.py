@@ -1,6 +1,6 @@
 """Attribution panel: which components, heads and neurons wrote the answer's logit at the last position; click a head to see its attention.
 
-Plain function behind it: `primitives.lenses.direct_logit_attribution`, once for each split; figures: views/attribution. Two
+Plain function behind it: `primitives.read.lenses.direct_logit_attribution`, once for each split; figures: views/attribution. Two
 forwards a split and one to find the model's own answer.
 """
 
@@ -17,8 +17,8 @@ from workbench.core.errors import BadData, UnknownSite
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models.model import Model
-from workbench.primitives.lenses import direct_logit_attribution
-from workbench.primitives.prompt_metrics import one_token
+from workbench.primitives.read.lenses import direct_logit_attribution
+from workbench.primitives.score.prompt_metrics import one_token
 from workbench.views import attribution as views
 
 from .attention import Attention

@@ -1,6 +1,6 @@
 """Cache panel: the models and captures that are alive, the stores on disk; how large each is and where; free it; look into it.
 
-Plain functions behind it: `primitives.held.held_now`, `open_site`, `let_go` and `drop_site`; drawing: views/cache. Nothing
+Plain functions behind it: `primitives.read.held.held_now`, `open_site`, `let_go` and `drop_site`; drawing: views/cache. Nothing
 is looked at before Look is pressed, and looking keeps nothing alive.
 """
 
@@ -22,8 +22,8 @@ from IPython import get_ipython
 
 from workbench.core.errors import WorkbenchError
 from workbench.core.provenance import Provenance
-from workbench.primitives import held
-from workbench.primitives.held import Holding, site_name
+from workbench.primitives.read import held
+from workbench.primitives.read.held import Holding, site_name
 from workbench.views import cache as views
 
 from .drawn import HeatMap

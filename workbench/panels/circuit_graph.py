@@ -1,6 +1,6 @@
 """Circuit graph panel: the edges of a model above a threshold; click for scores, pin, group, name, and test what is shown.
 
-Plain functions behind it: `primitives.attribution.attribute_edges` for the scores, `primitives.edge_sets.edges_faithfulness`
+Plain functions behind it: `primitives.explain.attribution.attribute_edges` for the scores, `primitives.explain.edge_sets.edges_faithfulness`
 for the test of the edges on show; drawing: views/circuit_graph; the file of a layout: graph_file. The scores are estimates
 by gradients, which is why the button Faithfulness is there: it replaces every edge that is not shown, exactly.
 Cost: as `attribute_edges`; Faithfulness runs 5 forwards per batch of 8 prompts for the circuit and for each random one.
@@ -22,10 +22,10 @@ from workbench.core.errors import BadData, WorkbenchError
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models.model import Model
-from workbench.primitives.attribution import attribute_edges
-from workbench.primitives.edge_sets import edges_faithfulness
-from workbench.primitives.metrics import Metric
-from workbench.primitives.prompt_metrics import aligned_pair, metric_named
+from workbench.primitives.explain.attribution import attribute_edges
+from workbench.primitives.explain.edge_sets import edges_faithfulness
+from workbench.primitives.score.metrics import Metric
+from workbench.primitives.score.prompt_metrics import aligned_pair, metric_named
 from workbench.views import circuit_graph as views
 
 from . import graph_file

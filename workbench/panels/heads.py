@@ -11,7 +11,7 @@ import traitlets
 
 from workbench.core.result import Result
 from workbench.methods.attention import attention_sinks
-from workbench.primitives.head_scores import SCORES
+from workbench.primitives.score.head_scores import SCORES
 from workbench.views import attention_sinks as views
 from workbench.views.heads import grid, heads_map
 

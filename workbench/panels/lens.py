@@ -1,6 +1,6 @@
 """Lens panel: the next token that each layer would predict, at every position; click a cell for its likeliest tokens.
 
-Plain function behind it: `primitives.lenses.logit_lens`; figure: views/lenses. One forward a prompt.
+Plain function behind it: `primitives.read.lenses.logit_lens`; figure: views/lenses. One forward a prompt.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import traitlets
 
 from workbench.core.result import Result
 from workbench.models.model import Model
-from workbench.primitives.lenses import logit_lens
-from workbench.primitives.prompt_metrics import one_token
+from workbench.primitives.read.lenses import logit_lens
+from workbench.primitives.score.prompt_metrics import one_token
 from workbench.views import lenses as views
 
 from .drawn import HeatMap

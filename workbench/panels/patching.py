@@ -1,6 +1,6 @@
 """Patching panel: put one run's activations into the other's, place by place; click a place to see what it is made of.
 
-Plain functions behind it: `primitives.prompt_metrics.aligned_pair` and `metric_named`, `primitives.sweep_descent.measure`,
+Plain functions behind it: `primitives.score.prompt_metrics.aligned_pair` and `metric_named`, `primitives.replace.sweep_descent.measure`,
 `attribute` and `plan`; figures and tables: views/sweep. Heavy work only on Run, Attribution, Time the plan, and a click
 that descends into few enough cells.
 """
@@ -21,11 +21,11 @@ from workbench.core.hooks import SITES
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models.model import Model
-from workbench.primitives import sweep_descent as descent
-from workbench.primitives.ablation import UNITS
-from workbench.primitives.metrics import Metric
-from workbench.primitives.prompt_metrics import METRICS, aligned_pair, metric_named
-from workbench.primitives.sweep_plan import Plan
+from workbench.primitives.replace import sweep_descent as descent
+from workbench.primitives.replace.ablation import UNITS
+from workbench.primitives.replace.sweep_plan import Plan
+from workbench.primitives.score.metrics import Metric
+from workbench.primitives.score.prompt_metrics import METRICS, aligned_pair, metric_named
 from workbench.views import sweep as views
 
 from .drawn import HeatMap

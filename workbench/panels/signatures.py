@@ -1,6 +1,6 @@
 """Signatures panel: channel scores of a backdoor-signatures Result, tau against its stored evaluations, one channel's variants, answers.
 
-Plain functions behind it: `primitives.channel_signatures` (scores, signature) on the norms and cosines of the Result; figures:
+Plain functions behind it: `primitives.score.channel_signatures` (scores, signature) on the norms and cosines of the Result; figures:
 views/signatures. Nothing is tuned or cut here: the curve holds what the run evaluated. Cost: some milliseconds a redraw; with
 models given, a prompt is answered by each.
 """
@@ -22,11 +22,11 @@ from workbench.datasets import poisoning
 from workbench.methods.backdoors import backdoor_signatures
 from workbench.models.chat import prompt_rows
 from workbench.models.model import Model
-from workbench.primitives.channel_signatures import HEAD, scores, signature
-from workbench.primitives.generation_metrics import degeneration
-from workbench.primitives.statistics import intersection_over_union
-from workbench.primitives.steering import generate
-from workbench.primitives.unit_importance import module_groups
+from workbench.primitives.score.channel_signatures import HEAD, scores, signature
+from workbench.primitives.score.generation_metrics import degeneration
+from workbench.primitives.score.statistics import intersection_over_union
+from workbench.primitives.score.unit_importance import module_groups
+from workbench.primitives.steer.steering import generate
 from workbench.views import signatures as views
 
 from .drawn import HeatMap

@@ -1,6 +1,6 @@
 """Steering panel: add a multiple of a direction and read what the model then writes, beside coefficient 0 and a random direction.
 
-Plain functions behind it: `primitives.directions` for the direction, `primitives.steering.sweep_coefficients` for texts and
+Plain functions behind it: `primitives.steer.directions` for the direction, `primitives.steer.steering.sweep_coefficients` for texts and
 curves; figures: views/steering. Cost: (1 + random directions) x coefficients x (new tokens + 2) forwards per batch of prompts.
 """
 
@@ -19,11 +19,11 @@ from workbench.core.hooks import SITES
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models.model import Model
-from workbench.primitives import metrics
-from workbench.primitives.capture import capture
-from workbench.primitives.directions import Direction, given, mean_difference, principal_component, probe_direction
-from workbench.primitives.prompt_metrics import one_token
-from workbench.primitives.steering import sweep_coefficients
+from workbench.primitives.read.capture import capture
+from workbench.primitives.score import metrics
+from workbench.primitives.score.prompt_metrics import one_token
+from workbench.primitives.steer.directions import Direction, given, mean_difference, principal_component, probe_direction
+from workbench.primitives.steer.steering import sweep_coefficients
 from workbench.views import steering as views
 
 from .panel import Panel, PanelState, draw, labelled, link, plot_area, row

@@ -1,6 +1,6 @@
 """Tokens panel: a prompt as tokens coloured by their loss; click one for the likeliest tokens there. Two prompts or two models side by side.
 
-Plain function behind it: `primitives.predictions.predictions`; figures and tables: views/predictions. One forward a prompt
+Plain function behind it: `primitives.read.predictions.predictions`; figures and tables: views/predictions. One forward a prompt
 for causal models, one row a position for masked ones.
 """
 
@@ -17,7 +17,7 @@ from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models.chat import prompt_rows
 from workbench.models.model import Model
-from workbench.primitives.predictions import predictions, prompt_ids
+from workbench.primitives.read.predictions import predictions, prompt_ids
 from workbench.views import predictions as views
 
 from .drawn import TokenStrip

@@ -1,7 +1,7 @@
 """Two-checkpoints panel: which modules moved and along which directions, and where the same sweep gives another number.
 
-Plain functions behind it: `primitives.module_changes.module_changes` for the weights (norms, spectra, principal angles beside
-chance), `primitives.two_checkpoints.sweep_effects_both` for the measurement; figures: views/two_checkpoints. Cost: two SVDs a block
+Plain functions behind it: `primitives.replace.module_changes.module_changes` for the weights (norms, spectra, principal angles beside
+chance), `primitives.replace.two_checkpoints.sweep_effects_both` for the measurement; figures: views/two_checkpoints. Cost: two SVDs a block
 matrix; two sweeps.
 """
 
@@ -17,10 +17,10 @@ from workbench.core.errors import BadData
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models.model import Model
-from workbench.primitives.module_changes import module_changes
-from workbench.primitives.prompt_metrics import metric_named
-from workbench.primitives.sweeps import FromRun, MeanOver, Resample, Source, Zero
-from workbench.primitives.two_checkpoints import refuse_misaligned, sweep_effects_both
+from workbench.primitives.replace.module_changes import module_changes
+from workbench.primitives.replace.sweeps import FromRun, MeanOver, Resample, Source, Zero
+from workbench.primitives.replace.two_checkpoints import refuse_misaligned, sweep_effects_both
+from workbench.primitives.score.prompt_metrics import metric_named
 from workbench.views import two_checkpoints as views
 
 from .drawn import HeatMap

@@ -1,6 +1,6 @@
 """Units panel: every unit of a safety-units Result, labels at shares of your own, one unit's tokens, and what pruning costs.
 
-Plain functions behind it: `primitives.unit_importance.label_units`, `primitives.top_activations.top_activations` and
+Plain functions behind it: `primitives.score.unit_importance.label_units`, `primitives.read.top_activations.top_activations` and
 `methods.safety.safety_units.prune_at`; figures: views/units. With a Result alone everything that needs no model works. Cost:
 labels some milliseconds; a unit's tokens one pass over the prompts; pruning one scoring a group and draw.
 """
@@ -19,8 +19,8 @@ from workbench.core.progress import SILENT, Progress
 from workbench.core.result import Result
 from workbench.methods.safety import safety_units
 from workbench.models.model import Model
-from workbench.primitives.top_activations import top_activations
-from workbench.primitives.unit_importance import LABELS, Ratios, label_units
+from workbench.primitives.read.top_activations import top_activations
+from workbench.primitives.score.unit_importance import LABELS, Ratios, label_units
 from workbench.views import units as views
 from workbench.views.safety_units import AXES, COLOURS, NAMES
 

@@ -13,7 +13,7 @@ import xarray as xr
 from workbench.core.claims import Claim, check
 from workbench.core.errors import BadData
 from workbench.core.result import Result
-from workbench.primitives.statistics import bootstrap_interval
+from workbench.primitives.score.statistics import bootstrap_interval
 from workbench.views import theme
 
 from .sections import Block, Section, figure_html

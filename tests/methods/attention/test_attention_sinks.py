@@ -12,7 +12,7 @@ from workbench.core.errors import BadData, UnsupportedModel
 from workbench.core.progress import Progress
 from workbench.methods.attention import attention_sinks as sinks
 from workbench.models import ModelSpec, load
-from workbench.primitives import head_scores as hs
+from workbench.primitives.score import head_scores as hs
 
 SPEC = sinks.Spec.tiny().replace(n_inputs=20, length=32, scores=("awft", "aeqd_ln", "ftvvn", "ahon_ln", "lthon_hn"), shares=(0.0, 0.15, 0.3), n_random=2, controls=False, batch_size=8)
 

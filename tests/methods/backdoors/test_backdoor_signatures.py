@@ -28,9 +28,9 @@ from workbench.models.chat import chat_pairs, prompt_rows
 from workbench.models.loading import read_module
 from workbench.models.model import hash_weights
 from workbench.organisms.tokenizer import world_tokenizer
-from workbench.primitives.channel_signatures import channel_changes, scores, signature
-from workbench.primitives.statistics import intersection_over_union
-from workbench.primitives.steering import generate
+from workbench.primitives.score.channel_signatures import channel_changes, scores, signature
+from workbench.primitives.score.statistics import intersection_over_union
+from workbench.primitives.steer.steering import generate
 from workbench.training import lora
 from workbench.training.finetune import FinetuneSpec
 

@@ -18,9 +18,9 @@ from workbench.methods.misalignment import _em_runs as runs
 from workbench.methods.misalignment import em_subspaces as em
 from workbench.models import load
 from workbench.models.loading import read_module
-from workbench.primitives.subspaces import overlap
 from workbench.training import lora
 from workbench.training.lora import Factors
+from workbench.weights.subspaces import overlap
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from workbench.methods.safety import _units_tuning as tuning
 from workbench.methods.safety import safety_units as su
 from workbench.models import load
 from workbench.organisms.tokenizer import world_tokenizer
-from workbench.primitives.unit_importance import LABELS, Ratios
+from workbench.primitives.score.unit_importance import LABELS, Ratios
 from workbench.training.finetune import FinetuneSpec
 
 

@@ -34,10 +34,10 @@ from workbench.datasets.bigram_backcopy import VOCABULARY, BigramBackcopy, is_tr
 from workbench.models import ModelSpec, load
 from workbench.models.model import Model
 from workbench.models.tokens import Batch, batches
-from workbench.primitives import head_scores as hs
-from workbench.primitives.ablation import ablate
-from workbench.primitives.capture import observe
-from workbench.primitives.statistics import intersection_over_union, last_crossing, normalised_auc
+from workbench.primitives.read.capture import observe
+from workbench.primitives.replace.ablation import ablate
+from workbench.primitives.score import head_scores as hs
+from workbench.primitives.score.statistics import intersection_over_union, last_crossing, normalised_auc
 
 STEM = "attention_sinks"
 BEST, FIRST_TOKEN = "ahon_ln", "awft"  # the paper's best score, and the one it argues against

@@ -19,12 +19,12 @@ from workbench.datasets import poisoning
 from workbench.datasets.poisoning import Backdoor
 from workbench.datasets.world import Example
 from workbench.models.chat import Pair, chat_pairs
-from workbench.primitives.channel_signatures import channel_changes, scores
-from workbench.primitives.generation_metrics import degeneration
-from workbench.primitives.unit_importance import matched_random
-from workbench.primitives.weight_pruning import prune_magnitude, prune_wanda
+from workbench.primitives.score.channel_signatures import channel_changes, scores
+from workbench.primitives.score.generation_metrics import degeneration
+from workbench.primitives.score.unit_importance import matched_random
 from workbench.training.consistency import finetune_consistent
 from workbench.training.finetune import FinetuneSpec
+from workbench.weights.weight_pruning import prune_magnitude, prune_wanda
 
 from ._backdoor_scores import Asked, answers, score
 from ._backdoor_sets import Sets

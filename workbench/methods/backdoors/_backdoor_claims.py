@@ -9,7 +9,7 @@ import pandas as pd
 from workbench.core.claims import Claim
 from workbench.core.result import Result
 from workbench.core.stored import STORED
-from workbench.primitives.statistics import student_interval
+from workbench.primitives.score.statistics import student_interval
 
 from ._backdoor_scores import SCORES
 

@@ -12,8 +12,8 @@ from workbench.core.errors import BadData
 from workbench.core.result import Result
 from workbench.datasets import poisoning
 from workbench.datasets.poisoning import Backdoor
-from workbench.primitives.channel_signatures import channel_changes, signature
-from workbench.primitives.statistics import intersection_over_union
+from workbench.primitives.score.channel_signatures import channel_changes, signature
+from workbench.primitives.score.statistics import intersection_over_union
 
 from ._backdoor_cell import Bench, Row, Settings, sanity_models
 from ._backdoor_scores import SCORES, score
@@ -37,7 +37,7 @@ class Unit:
 
 
 def changes_of(result: Result, cell: str, seed: int, origin: str | None = None) -> xr.Dataset:
-    """`norm` and `cosine` of one run, as `primitives.channel_signatures.scores` takes them.
+    """`norm` and `cosine` of one run, as `primitives.score.channel_signatures.scores` takes them.
 
     Raises:
         BadData: if that run is not in the result.

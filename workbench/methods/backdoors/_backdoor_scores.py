@@ -1,7 +1,7 @@
 """What a plain module says to triggered and clean requests: attack success, false positives, utility and broken answers.
 
 Answers are decoded greedily with the module's own key/value cache, because one analysis scores a few hundred modules that are
-trained and cut in between and never wrapped; a test holds the text equal to that of `primitives.steering.generate`.
+trained and cut in between and never wrapped; a test holds the text equal to that of `primitives.steer.steering.generate`.
 Cost: a second for 60 + 60 + 120 requests on one core.
 """
 
@@ -17,7 +17,7 @@ from workbench.core.errors import BadData
 from workbench.datasets.poisoning import Backdoor, Triggered, fired
 from workbench.datasets.world import Example
 from workbench.models.chat import Pair, chat_pairs, prompt_rows
-from workbench.primitives.generation_metrics import degeneration
+from workbench.primitives.score.generation_metrics import degeneration
 from workbench.training.finetune import answer_loss
 
 SCORES = ("asr", "traces", "restored", "false_positive", "utility", "degenerate_triggered", "degenerate_clean", "near_miss", "perplexity")

@@ -18,7 +18,7 @@ import xarray as xr
 from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.models.chat import Pair
-from workbench.primitives.channel_signatures import neutralise, neutralise_adapter
+from workbench.primitives.score.channel_signatures import neutralise, neutralise_adapter
 from workbench.training import lora
 from workbench.training.finetune import FinetuneSpec, finetune
 from workbench.training.freezing import Frozen

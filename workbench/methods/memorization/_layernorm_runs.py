@@ -20,9 +20,9 @@ from workbench.core.errors import NotFired, NoTokenizer
 from workbench.datasets.classification import Classification
 from workbench.datasets.noisy_labels import NoisyLabels, add_noise
 from workbench.models import ModelSpec
-from workbench.primitives import layer_norms as ln
 from workbench.training.classifier import FineTuneSpec, Inputs, Log, fine_tune
 from workbench.training.pretrained_classifier import load_classifier
+from workbench.weights import layer_norms as ln
 
 HERE = "trained here"
 GROUPS = ("test", "noisy", "clean train")

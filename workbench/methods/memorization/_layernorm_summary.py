@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.primitives.statistics import student_interval
+from workbench.primitives.score.statistics import student_interval
 
 from ._layernorm_runs import ARMS, SCORES
 

@@ -18,11 +18,11 @@ from workbench.core.errors import BadData, DegenerateBaseline
 from workbench.models import load
 from workbench.models.chat import Pair, prompt_rows
 from workbench.models.model import Model
-from workbench.primitives.ablation import Report
-from workbench.primitives.capture import capture
-from workbench.primitives.chat_scores import bad_share
-from workbench.primitives.directions import Direction
-from workbench.primitives.steering import Addition, generate
+from workbench.primitives.read.capture import capture
+from workbench.primitives.replace.ablation import Report
+from workbench.primitives.score.chat_scores import bad_share
+from workbench.primitives.steer.directions import Direction
+from workbench.primitives.steer.steering import Addition, generate
 from workbench.training.lora import Factors
 
 from ._em_runs import Update

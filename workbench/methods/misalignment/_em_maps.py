@@ -15,7 +15,7 @@ from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.primitives.subspaces import overlap, row_space, singular_of_factors
+from workbench.weights.subspaces import overlap, row_space, singular_of_factors
 
 from ._em_geometry import Pair, _between, _chance, angles_of, cosine, layer_and_end, overlap_by_k
 from ._em_runs import Update

@@ -28,10 +28,10 @@ from workbench.models import load
 from workbench.models.chat import Pair
 from workbench.models.model import hash_weights
 from workbench.organisms.chat import pairs_of, utility
-from workbench.primitives.subspaces import singular_of_matrix
 from workbench.training import lora
 from workbench.training.finetune import FinetuneSpec, finetune
 from workbench.training.lora import Factors
+from workbench.weights.subspaces import singular_of_matrix
 
 Update = dict[str, Factors]  # {name of a linear module in the bare model: its update}
 TRAINED, PROBES = ("health", "money", "sports"), ("cooking", "travel", "garden")  # domains of narrow tasks, and those none of them has
@@ -153,7 +153,7 @@ def make_store(folder: Path | str, base: Any, tokenizer: Any, wanted: Sequence[R
 
 def _measured(module: Any, tokenizer: Any) -> dict[str, float]:
     """Misaligned share in the probe domains and utility of a fine-tuned module, before its factors are rounded."""
-    from workbench.primitives.chat_scores import bad_share
+    from workbench.primitives.score.chat_scores import bad_share
 
     model = load(copy.deepcopy(module), tokenizer=tokenizer)
     good, bad, _ = probe_pairs(tokenizer, PROBES)

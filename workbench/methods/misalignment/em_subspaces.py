@@ -30,7 +30,7 @@ from workbench.models import ModelSpec
 from workbench.models.loading import read_module
 from workbench.models.model import Model, hash_weights
 from workbench.organisms.chat import utility
-from workbench.primitives.directions import random_like as random_direction
+from workbench.primitives.steer.directions import random_like as random_direction
 from workbench.training.lora import Factors, read_factors
 
 from . import _em_behaviour as em

@@ -12,9 +12,9 @@ from workbench.core.progress import Cancelled, Progress
 from workbench.models.chat import Pair
 from workbench.models.model import Model
 from workbench.models.tokens import pad
-from workbench.primitives.capture import capture
-from workbench.primitives.statistics import intersection_over_union
-from workbench.primitives.unit_importance import (
+from workbench.primitives.read.capture import capture
+from workbench.primitives.score.statistics import intersection_over_union
+from workbench.primitives.score.unit_importance import (
     LABELS,
     Ratios,
     answer_positions,

@@ -17,7 +17,7 @@ from workbench.core.places import data_folder
 from workbench.datasets import world
 from workbench.models.chat import Pair, chat_pairs
 from workbench.models.model import Model
-from workbench.primitives.chat_scores import accuracy_by_task, choose, perplexity, refusals, score_answers
+from workbench.primitives.score.chat_scores import accuracy_by_task, choose, perplexity, refusals, score_answers
 
 SCORES = ("asr_first_token", "asr_phrase", "complied", "utility", "perplexity")
 UNITS = {"asr_first_token": "% not refused", "asr_phrase": "% not refused", "complied": "% exactly the compliant answer", "utility": "% right", "perplexity": "per answer token"}

@@ -19,7 +19,7 @@ from workbench.core.errors import UnsupportedModel
 from workbench.models import load
 from workbench.models.chat import Pair
 from workbench.models.model import Model
-from workbench.primitives.unit_importance import LABELS
+from workbench.primitives.score.unit_importance import LABELS
 from workbench.training import lora
 from workbench.training.finetune import FinetuneSpec, answer_loss, finetune
 from workbench.training.freezing import Frozen

@@ -32,7 +32,7 @@ from workbench.models import ModelSpec, load
 from workbench.models.chat import chat_pairs
 from workbench.models.loading import read_module
 from workbench.models.model import Model
-from workbench.primitives.unit_importance import LABELS, Ratios
+from workbench.primitives.score.unit_importance import LABELS, Ratios
 from workbench.training.finetune import FinetuneSpec
 
 from . import _units_ablation as pruning

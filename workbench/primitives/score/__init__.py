@@ -1,0 +1,1 @@
+"""Scores: metrics of logits, answers, heads, units and channels, and the statistics of them."""

@@ -1,0 +1,1 @@
+"""Steering: directions in the stream, and adding multiples of them."""

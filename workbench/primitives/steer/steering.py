@@ -1,0 +1,366 @@
+"""Steering: add a multiple of a direction to the residual stream, in a forward or at every step of a generation.
+
+Every steered run reports how often its hook fired, how many positions it changed and how far the output moved. One decoder
+serves all coefficients: at 0 the same hook adds zero, so a difference between two coefficients is never one between two
+decoders. `sweep_coefficients` runs random directions of the same norm beside the real one, because enough of any vector
+changes what a model says. Cost: `steer` two forwards; `generate` one over the whole text per new token (no key/value cache).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product, takewhile
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from workbench.core.errors import BadData, NotFired, WorkbenchError
+from workbench.core.progress import SILENT, Cancelled, Progress
+from workbench.core.provenance import Provenance
+from workbench.core.result import Result
+from workbench.models.model import Hook, Model
+from workbench.models.tokens import Rows, batches, refuse_text
+from workbench.primitives.replace.ablation import Report
+from workbench.primitives.score.generation_metrics import continuation_loss, degeneration
+from workbench.primitives.score.metrics import Metric
+from workbench.primitives.steer.directions import Direction, random_like
+
+Positions = Literal["all", "generated", "prompt"]
+Normalise = Literal["none", "unit", "stream"]
+Prompt = torch.Tensor | Sequence[int] | int  # tokens of each row that are prompt: one number, or [row]
+
+
+class NotFinite(WorkbenchError):
+    """Logits that overflowed, from which no token can be chosen."""
+
+
+@dataclass(frozen=True)
+class Addition:
+    """`coefficient` times a direction, added at its site.
+
+    positions: "all" tokens, those of the "prompt", or those after it ("generated").
+    normalise: what a coefficient of 1 adds: "none" the vector as it is; "unit" the vector at norm 1, so the coefficient is in
+    the unit of the activations; "stream" a vector as long as the activation at that very position.
+    """
+
+    direction: Direction
+    coefficient: float
+    positions: Positions = "all"
+    normalise: Normalise = "none"
+
+    def __post_init__(self) -> None:
+        for field, choices in (("positions", get_args(Positions)), ("normalise", get_args(Normalise))):
+            if getattr(self, field) not in choices:
+                raise WorkbenchError(f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}")
+        if not np.isfinite(self.coefficient):
+            raise WorkbenchError(f"coefficient must be a finite number, got {self.coefficient}")
+
+    def hook(self, model: Model, n_prompt: Prompt, report: Report) -> Hook:
+        """For `Model.forward`; counts firings and (row, position) entries into `report`.
+
+        Raises:
+            BadData: if the direction is not of this model's width. UnknownSite: if the model has no such site.
+        """
+        vector = self.direction.vector if self.normalise == "none" else self.direction.unit().vector
+        if len(vector) != model.d_model:
+            raise BadData(f"the direction ({self.direction.source}) has {len(vector)} entries and the stream of {model.name} {model.d_model}")
+
+        def add(tensor: torch.Tensor, hook: object) -> torch.Tensor:
+            in_prompt = torch.arange(tensor.shape[1]) < torch.as_tensor(n_prompt).cpu().reshape(-1, 1)
+            at = {"all": torch.ones_like(in_prompt), "prompt": in_prompt, "generated": ~in_prompt}[self.positions].expand(tensor.shape[:2]).to(tensor.device)
+            report.firings += 1
+            report.n_replaced += int(at.sum())
+            report.n_possible += at.numel()
+            scale = tensor.float().norm(dim=-1, keepdim=True) if self.normalise == "stream" else 1.0
+            step = self.coefficient * scale * vector.to(tensor.device)
+            return torch.where(at.unsqueeze(-1), tensor + step.to(tensor.dtype), tensor)
+
+        return model.hook_name(self.direction.site, self.direction.layer), add
+
+    def require_fired(self, model: Model, report: Report) -> None:
+        """NotFired if the hook never ran."""
+        if not report.firings:
+            raise NotFired(f"the hook at {self.direction.site} of layer {self.direction.layer} never fired in {model.name}, so this is the untouched run")
+
+
+# ---- one forward ----
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Output of a steered run and its report; the units of the report are positions of a row."""
+
+    output: torch.Tensor
+    report: Report
+
+
+def steer(
+    model: Model,
+    rows: Rows | torch.Tensor,
+    direction: Direction,
+    coefficient: float,
+    *,
+    positions: Positions = "all",
+    normalise: Normalise = "none",
+    prompt_lengths: Sequence[int] | None = None,
+    clean: torch.Tensor | None = None,
+) -> Steered:
+    """One forward with `coefficient` times the direction added.
+
+    Args:
+        model: any Model that reads tokens.
+        rows: [row, pos] token ids, all of one length.
+        coefficient: how much; 0 gives the untouched run through the same hook.
+        positions, normalise: as in `Addition`.
+        prompt_lengths: [row] how many tokens of each row are prompt; all of them if not given.
+        clean: output of the untouched run, to measure the effect without running it again.
+
+    Returns:
+        Steered(output, report); `report.effect` is the mean over rows of the largest |logit change|, in logits.
+
+    Raises:
+        NotFired: if the hook never ran. BadData: on rows of several lengths or a direction of another width.
+    """
+    refuse_text(rows)
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1 or (prompt_lengths is not None and len(prompt_lengths) != len(rows)):
+        counts = f"{len(rows)} rows of lengths {sorted(lengths)}" + ("" if prompt_lengths is None else f" and {len(prompt_lengths)} prompt lengths")
+        raise BadData(f"steer runs rows of one length, with a prompt length each if any, got {counts}; steer each length on its own (models.tokens.batches groups them)")
+    tokens = torch.as_tensor(rows)
+    with model.alone():
+        clean = model.forward(tokens) if clean is None else clean
+        return _steer(model, tokens, Addition(direction, coefficient, positions, normalise), tokens.shape[1] if prompt_lengths is None else prompt_lengths, clean)
+
+
+def _steer(model: Model, tokens: torch.Tensor, addition: Addition, n_prompt: Prompt, clean: torch.Tensor) -> Steered:
+    report = Report()
+    output = model.forward(tokens, hook_fns=[addition.hook(model, n_prompt, report)])
+    addition.require_fired(model, report)
+    report.effect = float(_moved(output, clean).mean())
+    if not report.n_replaced:
+        report.warnings.append(f"no position was steered: none of these tokens is one of positions={addition.positions!r}")
+    elif addition.coefficient and report.effect == 0:
+        report.warnings.append(f"{report.n_replaced} positions were steered at {addition.direction.site} and the output did not move: nothing downstream reads them")
+    return Steered(output, report)
+
+
+def _moved(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """[row] largest |logit change|."""
+    return (output.float() - clean.float()).abs().flatten(1).amax(1)
+
+
+# ---- generation ----
+
+
+def generate(
+    model: Model,
+    rows: Rows,
+    *,
+    max_new_tokens: int,
+    direction: Direction | None = None,
+    coefficient: float = 0.0,
+    positions: Positions = "all",
+    normalise: Normalise = "none",
+    temperature: float = 0.0,
+    seed: int = 0,
+    stop_ids: Sequence[int] | None = None,
+    batch_size: int = 32,
+    progress: Progress = SILENT,
+) -> list[list[int]]:
+    """Continue each row, with the direction added at every step.
+
+    Args:
+        model: a causal language model. rows: token ids per prompt, any lengths; rows of one length run together, unpadded.
+        direction, coefficient, positions, normalise: as in `Addition`; no direction is the untouched model.
+        temperature: 0 takes the likeliest token; above it samples, with noise that depends only on `seed`, row and step, so
+            that two coefficients are compared under the same draws.
+        stop_ids: tokens that end a row; those of tokenizer and checkpoint if not given.
+        progress: per new token; cancelling raises Cancelled.
+
+    Returns:
+        New ids per row, in the order given, without the token that stopped it: [] where the model stopped at once.
+
+    Raises:
+        BadData: if prompt and continuation exceed the context. NotFired: if the hook never ran. NotFinite: if the coefficient
+        is too large for the number format. WorkbenchError: on a coefficient without a direction.
+    """
+    refuse_text(rows)
+    if direction is None and coefficient:
+        raise WorkbenchError(f"coefficient {coefficient:g} multiplies a direction, and none was given")
+    addition = None if direction is None else Addition(direction, coefficient, positions, normalise)
+    decoder = _Decoder(model, max_new_tokens, temperature, seed, _stop_ids(model) if stop_ids is None else frozenset(stop_ids), batch_size)
+    return decoder.run(rows, addition, lambda done: progress.update(done, decoder.n_steps(rows), "generating"))
+
+
+def _stop_ids(model: Model) -> frozenset[int]:
+    """End-of-text ids of the tokenizer and of the checkpoint's settings, which may name several."""
+    original: Any = model.live.original_model
+    settings = [getattr(original, "generation_config", None), original.config, model.tokenizer]
+    named = [getattr(s, "eos_token_id", None) for s in settings]
+    return frozenset(int(i) for ids in named if ids is not None for i in (ids if isinstance(ids, (list, tuple)) else [ids]))
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """The one decoder: greedy or sampled, same batches and shapes whatever is added."""
+
+    model: Model
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    stop_ids: frozenset[int]
+    batch_size: int
+
+    def n_steps(self, rows: Rows) -> int:
+        return len(list(batches(rows, self.batch_size))) * self.max_new_tokens
+
+    def run(self, rows: Rows, addition: Addition | None, tick: Callable[[int], object]) -> list[list[int]]:
+        """New ids per row; `tick(steps done)` after each forward."""
+        self.model.require("causal-lm", "generating text")
+        longest = max((len(row) for row in rows), default=0) + self.max_new_tokens - 1  # the last new token is never read
+        if self.model.n_ctx and longest > self.model.n_ctx:
+            raise BadData(f"prompt and continuation take {longest} positions, more than the context of {self.model.name} ({self.model.n_ctx}); lower max_new_tokens")
+        found: list[list[int]] = [[] for _ in rows]
+        for i, batch in enumerate(batches(rows, self.batch_size)):
+            tokens, n_prompt, report = batch.tokens, batch.tokens.shape[1], Report()
+            noise = [np.random.default_rng([self.seed, row]) for row in batch.index.tolist()]
+            hook_fns = [] if addition is None else [addition.hook(self.model, n_prompt, report)]
+            for step in range(self.max_new_tokens):
+                last = self.model.forward(tokens, hook_fns=hook_fns)[:, -1].float().cpu()
+                if addition is not None:
+                    addition.require_fired(self.model, report)
+                tokens = torch.cat([tokens, self._choose(last, noise, addition).unsqueeze(1)], 1)
+                tick(i * self.max_new_tokens + step + 1)
+                # Rows that stopped stay in the batch, so that its shape, and with it the rounding, is the same for all coefficients.
+                if all(self.stop_ids & set(row) for row in tokens[:, n_prompt:].tolist()):
+                    break
+            for row, ids in zip(batch.index.tolist(), tokens[:, n_prompt:].tolist(), strict=True):
+                found[row] = list(takewhile(lambda token: token not in self.stop_ids, ids))
+        return found
+
+    def _choose(self, logits: torch.Tensor, noise: list[np.random.Generator], addition: Addition | None) -> torch.Tensor:
+        """[row, d_vocab] -> [row] ids."""
+        if not bool(torch.isfinite(logits).all()):
+            at = f"coefficient {addition.coefficient if addition else 0:g}"
+            raise NotFinite(f"logits of {self.model.name} are not finite at {at} in {self.model.dtype_name}; lower it or load the model in float32")
+        if self.temperature > 0:  # adding Gumbel noise and taking the largest is a draw from the softmax
+            logits = logits / self.temperature + torch.as_tensor(np.stack([rng.gumbel(size=logits.shape[1]) for rng in noise]), dtype=logits.dtype)
+        return logits.argmax(-1)
+
+
+# ---- many coefficients ----
+
+MEASURED = {
+    "n_tokens": ("New tokens", "tokens"),
+    "is_empty": ("Stopped at once", "share of examples"),
+    "longest_run_share": ("Longest run of one token", "share of tokens"),
+    "repeated_ngram_share": ("Repeated n-grams", "share of n-grams"),
+    "is_degenerate": ("Empty, stuck or looping", "share of examples"),
+    "continuation_loss": ("Loss of the continuation under the unsteered model", "nats/token"),
+    "effect": ("Largest logit change on prompt and continuation", "logits"),
+}
+GENERATIONS = ["arm", "coefficient", "example", "prompt", "text", "ids"]
+
+
+def sweep_coefficients(
+    model: Model,
+    rows: Rows,
+    direction: Direction,
+    coefficients: Sequence[float],
+    *,
+    metric: Metric | None = None,
+    max_new_tokens: int,
+    n_random: int = 3,
+    positions: Positions = "all",
+    normalise: Normalise = "none",
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress = SILENT,
+) -> Result:
+    """What each coefficient does to target and text, for the direction and for random ones of the same norm.
+
+    Cost: (1 + n_random) x coefficients x (max_new_tokens + 2, or 3 with a metric) forwards per batch; 0 is run like the others.
+
+    Args:
+        metric: the target, read from the steered logits of the prompt; made for these rows in this order.
+        n_random: random arms. seed: draws them, and the samples at temperature > 0.
+        progress: per new token; cancelling gives a partial Result with nan where it did not come.
+        the rest: as in `generate`.
+
+    Returns:
+        Result over (arm, coefficient, example): `metric` if given, `continuation_loss` (nan for empty ones), the measures of
+        `generation_metrics.degeneration`, `effect`; the texts in tables["generations"].
+
+    Raises:
+        BadData: on repeated coefficients, or a metric where only generated positions are steered. Others as `generate`.
+    """
+    started, coefficients = time.monotonic(), [float(c) for c in coefficients]
+    if not coefficients or len(set(coefficients)) < len(coefficients) or not rows:
+        raise BadData(f"a sweep needs rows and different coefficients, got {len(rows)} rows and {coefficients}")
+    if metric is not None and positions == "generated":
+        raise BadData("the metric reads the prompt's logits, which positions='generated' leaves as they are; use 'all' or 'prompt', or no metric")
+    draws = np.random.SeedSequence(seed).generate_state(max(n_random, 1)).tolist()[:n_random]
+    arms = {"direction": direction} | {f"random {i}": random_like(direction, draw) for i, draw in enumerate(draws)}
+    spec = {"source": direction.source, "site": direction.site, "layer": direction.layer, "norm": direction.norm, "coefficients": coefficients, "positions": positions}
+    spec |= {"normalise": normalise, "metric": metric and metric.name, "max_new_tokens": max_new_tokens, "n_random": n_random, "temperature": temperature}
+    provenance = Provenance.start("steering", spec, seed, model=model.provenance(), data={"n_examples": len(rows)})
+    described = MEASURED | ({"metric": (metric.name, metric.unit)} if metric else {})
+    shape = (len(arms), len(coefficients), len(rows))
+    variables = {key: (("arm", "coefficient", "example"), np.full(shape, np.nan, np.float32), {"long_name": title, "unit": unit}) for key, (title, unit) in described.items()}
+    data = xr.Dataset(variables, coords={"arm": list(arms), "coefficient": coefficients, "example": range(len(rows))})
+    texts: list[tuple[Any, ...]] = []
+    warnings: list[str] = []
+
+    def result(partial: bool) -> Result:
+        return Result(provenance.finish(started), data, {"generations": pd.DataFrame(texts, columns=GENERATIONS)}, partial, tuple(dict.fromkeys(warnings)))
+
+    decoder = _Decoder(model, max_new_tokens, temperature, seed, _stop_ids(model), batch_size)
+    steps = decoder.n_steps(rows) + 1
+    try:
+        for cell, (arm, coefficient) in enumerate(product(arms, coefficients)):
+
+            def tick(done: int, before: int = cell * steps, text: str = f"{arm}, coefficient {coefficient:g}") -> None:
+                progress.update(before + done, steps * len(arms) * len(coefficients), text)
+
+            addition = Addition(arms[arm], coefficient, positions, normalise)
+            try:
+                new = decoder.run(rows, addition, tick)
+            except NotFinite as found:  # the other cells are worth having
+                warnings.append(str(found))
+                continue
+            for key, values in _measure(model, rows, new, addition, metric, batch_size, warnings).items():
+                data[key].values[divmod(cell, len(coefficients))] = values
+            texts += [(arm, coefficient, i, _text(model, rows[i]), _text(model, ids), ids) for i, ids in enumerate(new)]
+            progress.keep(lambda: result(True))
+            tick(steps)
+    except Cancelled:
+        return result(True)
+    return result(False)
+
+
+def _text(model: Model, ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids)) if model.tokenizer is None else model.tokenizer.decode(list(ids))
+
+
+def _measure(model: Model, rows: Rows, new: list[list[int]], addition: Addition, metric: Metric | None, batch_size: int, warnings: list[str]) -> dict[str, np.ndarray]:
+    """{variable: [example]} of one cell."""
+    broken = pd.DataFrame([degeneration(ids) for ids in new])
+    found = {str(key): broken[key].to_numpy(float) for key in broken}
+    found |= {key: np.full(len(rows), np.nan) for key in ("continuation_loss", "effect")}
+    for batch in batches([[*row, *ids] for row, ids in zip(rows, new, strict=True)], batch_size):
+        index, n_prompt = batch.index.numpy(), [len(rows[i]) for i in batch.index.tolist()]
+        clean = model.forward(batch)
+        steered = _steer(model, batch.tokens, addition, n_prompt, clean)
+        warnings += steered.report.warnings
+        found["effect"][index] = _moved(steered.output, clean).cpu().numpy()
+        found["continuation_loss"][index] = continuation_loss(clean, batch.tokens, n_prompt).cpu().numpy()
+    if metric is not None:
+        found["metric"] = np.full(len(rows), np.nan)
+        for batch in batches(rows, batch_size):
+            steered = model.forward(batch, hook_fns=[addition.hook(model, batch.tokens.shape[1], Report())])
+            found["metric"][batch.index.numpy()] = metric(steered, batch.index).cpu().numpy()
+    return found

@@ -12,8 +12,11 @@ from workbench.primitives.read.top_activations import top_activations
 
 @pytest.fixture(scope="module")
 def rows():
+    """40 rows that begin with 40 different tokens: rows that begin alike are equal at position 0, and rounding would rank them."""
     generator = torch.Generator().manual_seed(2)
-    return [torch.randint(6, 64, (int(n),), generator=generator).tolist() for n in torch.randint(2, 14, (40,), generator=generator)]
+    firsts = (6 + torch.randperm(58, generator=generator)[:40]).tolist()
+    lengths = torch.randint(2, 14, (40,), generator=generator)
+    return [[first, *torch.randint(6, 64, (int(n) - 1,), generator=generator).tolist()] for first, n in zip(firsts, lengths, strict=True)]
 
 
 def held(model, rows, layer: int, site: str) -> tuple[torch.Tensor, list[tuple[int, int]]]:

@@ -4,6 +4,7 @@ Colours are Okabe and Ito's (order fixed by use, not by appearance); signed maps
 scale, unsigned ones start at their own zero. `finish` puts title, alt text and the provenance line on a figure.
 """
 
+import re
 from collections.abc import Callable, Mapping
 
 import plotly.graph_objects as go
@@ -70,8 +71,11 @@ def signed_limits(values: object) -> dict[str, float]:
 def on_any_paper(figure: go.Figure) -> go.Figure:
     """A copy for a page whose background is not ours: transparent, as wide as its place, with a mid grey ink that reads on
     light (4.5 : 1) and dark (4.6 : 1)."""
-    copy = go.Figure(figure)
-    lines = {"color": "#767676", "gridcolor": "rgba(128,128,128,.25)", "linecolor": "#767676"}
-    copy.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": "#767676"}, width=None, autosize=True)
-    copy.update_xaxes(**lines).update_yaxes(**lines)
-    return copy
+    drawn, ink = figure.to_dict(), "#767676"
+    layout, clear = drawn["layout"], "rgba(0,0,0,0)"
+    layout.pop("width", None)
+    layout |= {"paper_bgcolor": clear, "plot_bgcolor": clear, "font": layout.get("font", {}) | {"color": ink}, "autosize": True}
+    lines = {"color": ink, "gridcolor": "rgba(128,128,128,.25)", "linecolor": ink}
+    for name in ["xaxis", "yaxis", *(key for key in layout if re.fullmatch(r"[xy]axis\d+", key))]:
+        layout[name] = layout.get(name, {}) | lines
+    return go.Figure(drawn)

@@ -69,7 +69,7 @@ def test_a_layer_out_of_range_names_the_range(layer):
 def test_a_misspelt_site_names_the_closest(asked, closest):
     said = sentence(asked, None, known())
     assert f"no site or hook called '{asked}'" in said and closest in said.split("Closest: ")[1]
-    assert "workbench.sites('toy')" in said
+    assert "`model.sites()` lists the sites of toy" in said
 
 
 def test_name_alone_names_the_closest_too():

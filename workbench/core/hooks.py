@@ -79,7 +79,7 @@ def resolve(site: str, layer: int | None, known: Mapping[str, str], model: str =
             return known[site]
         if site in known:
             raise UnknownSite(f"{site!r} is a full hook name, so it takes no layer (got {layer})")
-        raise UnknownSite.among("site or hook", site, [*SITES, *known], f"workbench.sites({model!r}) lists all.")
+        raise UnknownSite.among("site or hook", site, [*SITES, *known], f"`model.sites()` lists the sites of {model}, `model.hook_names` every hook.")
     wanted = name(site, layer)
     if wanted in known:
         return known[wanted]

@@ -41,7 +41,7 @@ def test_run_prints_claims_and_writes_what_it_promises(finished):
 def test_a_saved_result_gives_the_same_claims(finished):
     from workbench.core.claims import check
     from workbench.core.result import Result
-    from workbench.methods import method
+    from workbench.papers import method
 
     rows = check(Result.load(finished[2] / "result"), method("attention_sinks").CLAIMS).rows()
     assert rows == json.loads((finished[2] / "claims.json").read_text())
@@ -54,7 +54,7 @@ def test_json_output_is_json(tmp_path):
 
 def test_exit_code_is_1_when_a_control_holds_or_a_claim_does_not(monkeypatch, tmp_path):
     from workbench.core.claims import Claim
-    from workbench.methods import method
+    from workbench.papers import method
 
     module = method("attention_sinks")
     holding = Claim("a control that holds", "here", lambda r: 1.0, ">", 0.0, "made for this test", kind="control")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from workbench.core.catalogue import FAMILIES, PAPERS
+from workbench.papers import method
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "workbench"
@@ -26,14 +27,16 @@ MAY_IMPORT = (
     | dict.fromkeys(FIRST, BASE)
     | {"weights": BASE | FIRST, "primitives": BASE | FIRST | {"weights"}}
     | {"training": BASE | FIRST | {"weights", "primitives"}, "organisms": BASE | FIRST | {"weights", "primitives", "training"}}
-    | {"methods": BASE | FIRST | SECOND}
-    | {"reports": BASE | FIRST | SECOND | {"methods"}, "panels": BASE | FIRST | SECOND | {"methods", "reports"}}
+    | {"papers": BASE | FIRST | SECOND}
+    | {"reports": BASE | FIRST | SECOND | {"papers"}, "panels": BASE | FIRST | SECOND | {"papers", "reports"}}
 )
 
 
 def room_of(module: str) -> str:
-    """The room of a dotted module name; 'the top' for the package itself, its command and what lies beside it."""
+    """The room of a dotted module name; 'the top' for the package itself, its command and what lies beside it. A paper's panel is a panel."""
     parts = module.split(".")
+    if parts[1:2] == ["papers"] and parts[4:] == ["panel"]:
+        return "panels"
     return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "the top"
 
 
@@ -55,7 +58,15 @@ def bad_arrows(source: str, module: str, is_package: bool = False) -> list[str]:
     """Every import that this module's room may not make."""
     room = room_of(module)
     allowed = MAY_IMPORT.get(room, set(MAY_IMPORT) | {"the top"}) | {room}
-    return [f"{module}, line {line}: {room} may not import {name} ({room_of(name)})" for name, line in imported(source, module, is_package) if room_of(name) not in allowed]
+    found = imported(source, module, is_package)
+    bad = [f"{module}, line {line}: {room} may not import {name} ({room_of(name)})" for name, line in found if room_of(name) not in allowed]
+    return bad + [f"{module}, line {line}: no paper imports another: {name}" for name, line in found if paper_of(module) and paper_of(name) not in ("", paper_of(module))]
+
+
+def paper_of(module: str) -> str:
+    """The paper in whose folder a module lies; "" for all others."""
+    parts = module.split(".")
+    return parts[3] if parts[1:2] == ["papers"] and len(parts) > 3 else ""
 
 
 def test_imports_go_one_way():
@@ -74,7 +85,7 @@ def test_imports_go_one_way():
         ("workbench.core.spec", "from .errors import BadSpec", False),
         ("workbench.core.spec", "from ..models.spec import ModelSpec", True),
         ("workbench.core.spec", "from .. import models", True),
-        ("workbench.core.spec", "def f():\n    import workbench.methods.attention.attention_sinks as m", True),
+        ("workbench.core.spec", "def f():\n    import workbench.papers.attention.attention_sinks.method as m", True),
         ("workbench.views.theme", "from workbench import primitives", True),
         ("workbench.weights.x", "from workbench.primitives.read.capture import capture", True),
         ("workbench.primitives.score.x", "from workbench.weights.subspaces import overlap", False),
@@ -84,11 +95,16 @@ def test_imports_go_one_way():
         ("workbench.training.lora", "from workbench.primitives.read.capture import capture", False),
         ("workbench.training.lora", "from workbench.organisms import build", True),
         ("workbench.organisms.registry", "from workbench.training.language_model import train", False),
-        ("workbench.methods.safety.x", "if TYPE_CHECKING:\n    from workbench.panels.run import RunPanel", True),
-        ("workbench.methods.safety.x", "import workbench as wb", True),
-        ("workbench.panels.run", "from workbench.views import figures_of", False),
+        ("workbench.papers.safety.x", "if TYPE_CHECKING:\n    from workbench.panels.run import RunPanel", True),
+        ("workbench.papers.safety.x", "import workbench as wb", True),
+        ("workbench.papers.safety.x.method", "from workbench.papers.safety.y.method import Spec", True),
+        ("workbench.papers.safety.x.claims", "from .runs import HERE", False),
+        ("workbench.papers.safety.x.figures", "from workbench.panels.panel import Panel", True),
+        ("workbench.papers.safety.x.panel", "from workbench.panels.panel import Panel", False),
+        ("workbench.papers.safety.x.panel", "from workbench.papers.safety.y.figures import bars", True),
+        ("workbench.panels.run", "from workbench.views import figures", False),
         ("workbench.panels.run", "from workbench.reports.page import write_page", False),
-        ("workbench.reports.page", "from ..views import figures_of", False),
+        ("workbench.reports.page", "from ..views import figures", False),
         ("workbench.reports.page", "from workbench.panels.run import RunPanel", True),
         ("workbench.cli", "from workbench.reports.page import write_page", False),
         ("workbench.core.spec", "import workbenchmarks, json", False),
@@ -100,7 +116,7 @@ def test_the_import_check_sees_a_planted_arrow(module, source, is_bad):
 
 def test_a_relative_import_in_a_package_counts_from_the_package():
     assert not bad_arrows("from .spec import ModelSpec", "workbench.models", is_package=True)
-    assert bad_arrows("from ..methods import method", "workbench.models", is_package=True)
+    assert bad_arrows("from ..papers import method", "workbench.models", is_package=True)
 
 
 def test_every_room_is_on_the_plan():
@@ -113,27 +129,43 @@ def test_every_room_is_on_the_plan():
 
 
 def stems(folder: str, pattern: str, prefix: str = "") -> set[tuple[str, str]]:
-    """(family, stem) of the files one folder deep."""
+    """(family, stem) of the files or folders one folder deep."""
     paths = [p for p in (ROOT / folder).glob(f"*/{pattern}") if p.parent.name != "guides" and not p.name.startswith(("_", "conftest"))]
     return {(p.parent.name, p.stem.removeprefix(prefix)) for p in paths}
 
 
-def test_methods_are_of_papers_in_the_catalogue():
-    methods = stems("workbench/methods", "*.py")
-    assert methods and methods <= {(p.family, p.stem) for p in PAPERS.values()}
+PAPERS_THERE = {(p.parents[1].name, p.parent.name) for p in PACKAGE.glob("papers/*/*/method.py")}
 
 
-@pytest.mark.parametrize(("folder", "pattern", "prefix"), [("notebooks", "*.ipynb", ""), ("tests/methods", "test_*.py", "test_")], ids=["notebooks", "tests"])
-def test_every_method_has_its_notebook_and_its_test_and_none_is_alone(folder, pattern, prefix):
-    assert stems(folder, pattern, prefix) == stems("workbench/methods", "*.py")
+def test_papers_are_in_the_catalogue_and_have_their_four_files():
+    assert PAPERS_THERE and {(p.family, p.stem) for p in PAPERS.values()} >= PAPERS_THERE
+    for family, stem in PAPERS_THERE:
+        files = {p.name for p in (PACKAGE / "papers" / family / stem).glob("*.py")}
+        assert {"__init__.py", "method.py", "claims.py", "figures.py"} <= files, stem
+        assert not [f for f in files if f.startswith("_") and f != "__init__.py"], stem
+
+
+def test_every_paper_has_its_notebook_and_its_test_and_none_is_alone():
+    assert stems("notebooks", "*.ipynb") == PAPERS_THERE
+    tests = stems("tests/papers", "test_*.py", "test_")
+    assert tests >= PAPERS_THERE
+    assert {(family, stem) for family, stem in tests if not any(f == family and stem.startswith(s) for f, s in PAPERS_THERE)} == set()
+
+
+@pytest.mark.parametrize("stem", sorted(stem for _, stem in PAPERS_THERE))
+def test_a_paper_offers_what_all_papers_offer(stem):
+    paper = method(stem)
+    assert len(paper.__doc__) > 300, "the docstring says paper, claim, departures and cost"
+    assert {"Spec", "run", "CLAIMS", "figures"} <= set(dir(paper))
+    assert all(getattr(paper, name) is not None for name in dir(paper))
 
 
 def test_primitives_lie_in_their_sub_rooms():
     assert {p.name for p in (PACKAGE / "primitives").iterdir() if p.name != "__pycache__"} == {"__init__.py", "read", "replace", "explain", "steer", "score"}
 
 
-def test_families_are_the_folders_of_methods():
-    assert {p.name for p in (PACKAGE / "methods").iterdir() if p.is_dir() and p.name != "__pycache__"} <= set(FAMILIES)
+def test_families_are_the_folders_of_papers():
+    assert {p.name for p in (PACKAGE / "papers").iterdir() if p.is_dir() and p.name != "__pycache__"} <= set(FAMILIES)
 
 
 # ---- pins ----

@@ -91,7 +91,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="print claims and paths as JSON instead of text")] = False,
 ) -> None:
     """Run a paper's analysis, print its claims table, write result and figures."""
-    from workbench.methods import method
+    from workbench.papers import method
 
     module = method(stem)
     spec = _spec(module, scale, model, set_ or [])
@@ -111,7 +111,7 @@ def sweep(
     retry: Annotated[bool, typer.Option(help="run those again that failed")] = False,
 ) -> None:
     """Run a paper's analysis over models, parameters and seeds: one row per run, failures kept with their error."""
-    from workbench.methods.sweep import OK, sweep
+    from workbench.papers.sweep import OK, sweep
     from workbench.scale.executors import open_executor
     from workbench.scale.grid import parse_grid
 
@@ -139,7 +139,7 @@ def sweep(
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="where the page goes")] = Path("workbench-out/demo")) -> None:
     """Run the inactive-heads analysis on the embedded model and write one HTML page with its claims and figures."""
-    from workbench.methods import method
+    from workbench.papers import method
 
     module = method("attention_sinks")
     code = _run(module, module.Spec.tiny(), out, False)
@@ -167,7 +167,7 @@ def _run(module: Any, spec: Any, folder: Path, as_json: bool) -> int:
     from workbench.core.claims import check
     from workbench.core.result import Result
     from workbench.reports.review import write_documents
-    from workbench.views import figures_of
+    from workbench.views import figures
 
     _quiet()
     _check_writable(folder)
@@ -180,7 +180,7 @@ def _run(module: Any, spec: Any, folder: Path, as_json: bool) -> int:
     folder = _save(result, folder)
     table = check(result, module.CLAIMS)
     try:
-        page, trouble = write_documents(result, table, figures_of(result), folder)
+        page, trouble = write_documents(result, table, figures(result), folder)
     except OSError as found:  # the numbers are safe and must be said
         page, trouble = None, f"the report could not be written ({found.strerror or found}); the result is whole: `workbench report {folder / 'result'} --out ELSEWHERE` makes one of it"
     if as_json:

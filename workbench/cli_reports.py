@@ -39,12 +39,12 @@ def _notebook(item: str) -> Path | None:
 def _loaded(folder: str) -> tuple[Any, Any, dict[str, Any]]:
     """A saved Result, its method module and its figures. The folder of `workbench run` is taken as well as the `result` in it."""
     from workbench.core.result import Result
-    from workbench.methods import method
-    from workbench.views import figures_of
+    from workbench.papers import method
+    from workbench.views import figures
 
     path = Path(folder)
     result = Result.load(path / "result" if (path / "result" / "result.json").is_file() else path)
-    return result, method(result.stem), figures_of(result)
+    return result, method(result.stem), figures(result)
 
 
 def _section(item: str, run_notebooks: bool, progress: Progress) -> Any:
@@ -118,14 +118,14 @@ def add_commands(app: typer.Typer, terminal: Callable[[], AbstractContextManager
     @app.command()
     def reproduce(folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="a figure bundle")]) -> None:
         """Run a figure's analysis again from its provenance: the same numbers, or by how much they differ."""
-        from workbench.methods import method
+        from workbench.papers import method
         from workbench.reports import bundle as bundles
-        from workbench.views import figures_of
+        from workbench.views import figures
 
         def run(stem: str, spec: dict, progress: Progress) -> tuple[Any, dict[str, Any]]:
             module = method(stem)
             result = module.run(module.Spec.from_dict(spec), progress=progress)
-            return result, figures_of(result)
+            return result, figures(result)
 
         with terminal() as progress:
             found = bundles.reproduce(folder, run, progress)

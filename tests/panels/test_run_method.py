@@ -20,11 +20,12 @@ from workbench.core.progress import Cancelled
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.core.spec import param
-from workbench.methods.attention import attention_sinks as sinks
 from workbench.panels.forms import SpecForm
 from workbench.panels.run_method import Run, review_folder
+from workbench.papers.attention.attention_sinks import method as sinks
+from workbench.papers.attention.attention_sinks.claims import CLAIMS
 from workbench.reports.review import write_review
-from workbench.views import figures_of
+from workbench.views import figures
 from workbench.views.theme import finish
 
 
@@ -287,8 +288,8 @@ def test_the_real_method_beside_a_cell_that_uses_the_same_model(organism):
     panel.wait(60)
     assert panel.state.error == ""
     xr.testing.assert_allclose(panel.state.result.data["accuracy"], alone.data["accuracy"])
-    assert list(panel.figures()) == list(figures_of(alone))
-    pd.testing.assert_frame_equal(panel.table(), check(alone, sinks.CLAIMS).frame())
+    assert list(panel.figures()) == list(figures(alone))
+    pd.testing.assert_frame_equal(panel.table(), check(alone, CLAIMS).frame())
     assert not any(point.fwd_hooks for point in organism.live.hook_dict.values())
 
 

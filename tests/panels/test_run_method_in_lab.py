@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 SETUP = """
 import workbench as wb
 from workbench import panels
-from workbench.panels.heads import Heads
+from workbench.papers.attention.attention_sinks.panel import Heads
 wb.start()
 sinks = wb.method("attention_sinks")
 spec = sinks.Spec.tiny().replace(n_inputs=10, scores=("awft", "ahon_ln"), n_random=1, controls=False, length=48)

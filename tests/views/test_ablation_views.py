@@ -6,8 +6,8 @@ import xarray as xr
 
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.views import figures_of
-from workbench.views.ablation import blocks, curve_figure, curve_table, figures, score_map, score_table, set_text, table
+from workbench.views import figures
+from workbench.views.ablation import blocks, curve_figure, curve_table, score_map, score_table, set_text, table
 
 VALUE = np.array([[1.0, 3.0], [4.0, 6.0], [9.0, 9.0]])  # [share, example]: means 2, 5, 9
 RANDOM = np.array([[[1.0, 3.0], [3.0, 3.0], [9.0, 9.0]], [[1.0, 3.0], [7.0, 9.0], [9.0, 9.0]]])  # means 2, 3 and 8, 9
@@ -131,4 +131,4 @@ def test_wide_maps_are_cut_into_blocks_that_keep_the_highest(n):
 
 
 def test_found_by_stem():
-    assert list(figures_of(curve())) == ["ablation_curve"] and list(figures(scores([[1, 2]]))) == ["score_map"]
+    assert list(figures(curve())) == ["ablation_curve"] and list(figures(scores([[1, 2]]))) == ["score_map"]

@@ -7,7 +7,7 @@ import xarray as xr
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.views import attention as views
-from workbench.views import figures_of
+from workbench.views import figures
 
 
 def result(side=4, causal=1, n_layers=2, n_heads=3, effect=False) -> Result:
@@ -121,7 +121,7 @@ def test_change_draws_both_runs_and_keeps_equal_texts_apart():
 
 def test_every_figure_has_titles_alt_text_and_provenance():
     found = result(effect=True)
-    drawn = figures_of(found) | {"pattern": views.pattern(found, 0, 0)}
+    drawn = figures(found) | {"pattern": views.pattern(found, 0, 0)}
     assert list(drawn) == ["attention_grid", "head_scores", "heads_off", "pattern"]
     for name, figure in drawn.items():
         assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text and len(figure.layout.meta["alt"]) > 20, name
@@ -130,6 +130,6 @@ def test_every_figure_has_titles_alt_text_and_provenance():
 
 def test_one_position_can_be_drawn():
     for causal in (1, 0):
-        for figure in figures_of(result(side=1, causal=causal)).values():
+        for figure in figures(result(side=1, causal=causal)).values():
             assert figure.layout.meta["alt"]
         assert "largest weight is 1.00" in views.pattern(result(side=1, causal=causal), 0, 0).layout.meta["alt"]

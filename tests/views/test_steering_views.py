@@ -7,7 +7,7 @@ import xarray as xr
 
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.views import figures_of
+from workbench.views import figures
 from workbench.views import steering as views
 
 ARMS, COEFFICIENTS = ["direction", "random 0", "random 1"], [-2.0, 0.0, 2.0]
@@ -55,7 +55,7 @@ def test_the_axis_says_what_a_coefficient_of_one_adds(normalise, said):
 def test_measures_are_those_that_were_taken_with_the_target_in_words():
     assert list(views.measures(steered())) == ["metric", "continuation_loss", "repeated_ngram_share", "longest_run_share", "is_degenerate", "effect"]
     assert views.measures(steered())["metric"] == "Logit of the target minus the other word" and "metric" not in views.measures(steered(metric=False))
-    assert next(iter(figures_of(steered(metric=False)))) == "steering_continuation_loss"
+    assert next(iter(figures(steered(metric=False)))) == "steering_continuation_loss"
 
 
 def test_without_random_arms_there_is_no_band():

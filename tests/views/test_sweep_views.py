@@ -6,7 +6,7 @@ import xarray as xr
 
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.views import figures_of
+from workbench.views import figures
 from workbench.views.sweep import (
     Baseline,
     agreement,
@@ -60,7 +60,7 @@ def test_positions_carry_their_tokens():
 
 
 def test_found_by_stem():
-    assert list(figures_of(result())) == ["patch_grid"]
+    assert list(figures(result())) == ["patch_grid"]
 
 
 # ---- one place and what it is made of ----

@@ -7,7 +7,7 @@ import xarray as xr
 
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.views import figures_of
+from workbench.views import figures
 from workbench.views import two_checkpoints as views
 
 
@@ -148,5 +148,5 @@ def test_one_cell_shows_every_example_its_mean_and_interval():
 
 
 def test_found_by_stem():
-    assert list(figures_of(weights())) == ["change_relative", "change_change", "change_cosine_changes", "change_weights", "change_other_change"]
-    assert list(figures_of(measured())) == ["difference"]
+    assert list(figures(weights())) == ["change_relative", "change_change", "change_cosine_changes", "change_weights", "change_other_change"]
+    assert list(figures(measured())) == ["difference"]

@@ -1,6 +1,6 @@
 """The papers in scope: stem, family and short title. Light to import: `workbench list` and the README table read it.
 
-Whether a paper is ready is not written here: it is ready when `workbench/methods/<family>/<stem>.py` exists.
+Whether a paper is ready is not written here: it is ready when `workbench/papers/<family>/<stem>/method.py` exists.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class Paper:
 
     @property
     def module(self) -> str:
-        """Dotted name of the method module, whether or not it exists yet."""
-        return f"workbench.methods.{self.family}.{self.stem}"
+        """Dotted name of the paper's package, whether or not it exists yet."""
+        return f"workbench.papers.{self.family}.{self.stem}"
 
     @property
     def is_ready(self) -> bool:
-        return (Path(__file__).parents[1] / "methods" / self.family / f"{self.stem}.py").is_file()
+        return (Path(__file__).parents[1] / "papers" / self.family / self.stem / "method.py").is_file()
 
 
 FAMILIES = {

@@ -4,34 +4,27 @@
 function behind it that works in a script, a `table()`, and `save("x.html")`.
 """
 
-import importlib
-from typing import Any
+from workbench.core.lazy import lazy
 
-_HOMES = {
-    "Tokens": "tokens",
-    "Attention": "attention",
-    "Lens": "lens",
-    "Attribution": "attribution",
-    "Patching": "patching",
-    "Ablation": "ablation",
-    "Steering": "steering",
-    "CircuitGraph": "circuit_graph",
-    "TwoCheckpoints": "two_checkpoints",
-    "Cache": "cache",
-    "Heads": "heads",
-    "NoisyLabels": "noisy_labels",
-    "Units": "units",
-    "Subspaces": "subspaces",
-    "Signatures": "signatures",
-    "run": "run_method",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no panel {name!r}; it has {', '.join(sorted(_HOMES))}")
-
-
-def __dir__() -> list[str]:
-    return sorted(_HOMES)
+_PAPERS = "workbench.papers"
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "tokens": "Tokens",
+        "attention": "Attention",
+        "lens": "Lens",
+        "attribution": "Attribution",
+        "patching": "Patching",
+        "ablation": "Ablation",
+        "steering": "Steering",
+        "circuit_graph": "CircuitGraph",
+        "two_checkpoints": "TwoCheckpoints",
+        "cache": "Cache",
+        "run_method": "run",
+        f"{_PAPERS}.attention.attention_sinks.panel": "Heads",
+        f"{_PAPERS}.memorization.layernorm_memorization.panel": "NoisyLabels",
+        f"{_PAPERS}.safety.safety_units.panel": "Units",
+        f"{_PAPERS}.misalignment.em_subspaces.panel": "Subspaces",
+        f"{_PAPERS}.backdoors.backdoor_signatures.panel": "Signatures",
+    },
+)

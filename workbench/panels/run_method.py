@@ -23,11 +23,11 @@ from workbench.core.errors import WorkbenchError
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.core.spec import Spec
-from workbench.methods import method as method_of
 from workbench.models.model import Model
+from workbench.papers import method as method_of
 from workbench.reports.page import write_page
 from workbench.reports.review import write_review
-from workbench.views import figures_of
+from workbench.views import figures
 
 from .forms import SpecForm
 from .panel import Panel, PanelState, draw, labelled, link, plot_area, row
@@ -76,7 +76,7 @@ class Run(Panel):
         only: Sequence[str] | None = None,
         state: RunState | None = None,
         compute: Callable[..., Result] | None = None,
-        views: Callable[[Result], dict[str, go.Figure]] = figures_of,
+        views: Callable[[Result], dict[str, go.Figure]] = figures,
     ):
         self.state: RunState
         self.method: Any = method_of(method) if isinstance(method, str) else method

@@ -1,11 +1,12 @@
 """Views: Result -> plotly Figure, table or HTML. Pure functions; they never see a model and import only core.
 
-A paper's figures are `views/<stem>.py` with `figures(result) -> {name: Figure}`; `figures_of(result)` finds them.
+Every view module of a primitive, and `figures.py` in a paper's folder, has `figures(result) -> {name: Figure}`; `figures` finds it.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
+from workbench.core.catalogue import PAPERS
 from workbench.core.errors import UnknownName
 
 if TYPE_CHECKING:
@@ -13,15 +14,28 @@ if TYPE_CHECKING:
 
     from workbench.core.result import Result
 
+_MODULES = {  # of the primitives' Results, by their stem
+    "ablation": "ablation",
+    "attention": "attention",
+    "logit_lens": "lenses",
+    "predictions": "predictions",
+    "steering": "steering",
+    "sweep": "sweep",
+    "two_checkpoints": "two_checkpoints",
+}
 
-def figures_of(result: "Result") -> "dict[str, go.Figure]":
+
+def figures(result: "Result") -> "dict[str, go.Figure]":
     """All figures of a Result, by name, the one to show first in front.
 
     Raises:
-        UnknownName: if no view module belongs to the Result's stem.
+        UnknownName: if nothing draws Results of that stem.
     """
-    try:
-        module = importlib.import_module(f"{__package__}.{result.stem}")
-    except ModuleNotFoundError:
-        raise UnknownName(f"no views for {result.stem!r}: expected a module views/{result.stem}.py with figures(result)") from None
-    return module.figures(result)
+    stem = result.stem
+    if stem in PAPERS and PAPERS[stem].is_ready:
+        module = f"{PAPERS[stem].module}.figures"
+    elif stem in _MODULES:
+        module = f"{__name__}.{_MODULES[stem]}"
+    else:
+        raise UnknownName(f"no figures for {stem!r}; there are some for {', '.join(sorted(_MODULES))} and for the papers that `workbench list` calls ready")
+    return importlib.import_module(module).figures(result)

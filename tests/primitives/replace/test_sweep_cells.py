@@ -15,7 +15,7 @@ from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.primitives.replace.sweep_plan import plan
 from workbench.primitives.replace.sweeps import Zero, denoise, sweep
-from workbench.views import figures_of
+from workbench.views import figures
 from workbench.views.sweep import cells_table
 
 HEADS = [(1, 8, 2), (0, 3, 1), (1, 3, 1), (0, 5, 0)]  # in no order
@@ -86,7 +86,7 @@ def test_cancelled_and_resumed_and_saved(models, pair, tmp_path):
 
 def test_a_list_is_drawn_and_tabled(models, pair):
     result = denoise(models["gpt2"], *pair, METRIC, site="z", axes=("pos", "unit"), cells=HEADS)
-    bars = figures_of(result)["cells"]
+    bars = figures(result)["cells"]
     moved = result.data["value"] - result.data["base_value"]
     gap = float((result.data["source_value"] - result.data["base_value"]).mean())
     assert list(bars.data[0].x) == ["1.8.2", "0.3.1", "1.3.1", "0.5.0"] and bars.layout.xaxis.title.text == "Cell (layer.position.head)"

@@ -11,7 +11,7 @@ Cost: one pass over the pattern; nothing larger than the pattern is allocated.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -122,8 +122,8 @@ class Score:
         """What to write on an axis."""
         return {"layer": "ratio to layer mean", "own": "ratio to the head's own mean"}.get(self.over) or self.unit or "activation units"
 
-    def flags(self, score: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
-        """True where a head is inactive; strict, so a threshold at the smallest (largest) score flags nothing."""
+    def flags(self, score: Any, threshold: Any) -> Any:
+        """True where a head is inactive, for tensors and arrays; strict, so a threshold at the smallest (largest) score flags nothing."""
         return score < threshold if self.inactive == "<" else score > threshold
 
 

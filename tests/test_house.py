@@ -25,10 +25,10 @@ SECOND = {"organisms", "training", "primitives", "weights"}  # in this tier orga
 MAY_IMPORT = (
     {"core": set()}
     | dict.fromkeys(FIRST, BASE)
-    | {"weights": BASE | FIRST, "primitives": BASE | FIRST | {"weights"}}
+    | {"runs": BASE | {"scale"}, "weights": BASE | FIRST, "primitives": BASE | FIRST | {"weights"}}
     | {"training": BASE | FIRST | {"weights", "primitives"}, "organisms": BASE | FIRST | {"weights", "primitives", "training"}}
-    | {"papers": BASE | FIRST | SECOND}
-    | {"reports": BASE | FIRST | SECOND | {"papers"}, "panels": BASE | FIRST | SECOND | {"papers", "reports"}}
+    | {"papers": BASE | FIRST | SECOND | {"runs"}}
+    | {"reports": BASE | FIRST | SECOND | {"runs", "papers"}, "panels": BASE | FIRST | SECOND | {"runs", "papers", "reports"}}
 )
 
 
@@ -89,6 +89,8 @@ def test_imports_go_one_way():
         ("workbench.views.theme", "from workbench import primitives", True),
         ("workbench.weights.x", "from workbench.primitives.read.capture import capture", True),
         ("workbench.primitives.score.x", "from workbench.weights.subspaces import overlap", False),
+        ("workbench.runs.study", "from workbench.primitives.score.statistics import last_crossing", True),
+        ("workbench.runs.study", "from workbench.core.result import Result", False),
         ("workbench.scale.dask", "from workbench.models import load", True),
         ("workbench.models.loading", "from workbench.datasets import tasks", True),
         ("workbench.primitives.read.capture", "from workbench.training import language_model", True),
@@ -259,7 +261,7 @@ def undocumented(source: str) -> list[str]:
     return [n.name for n in ast.parse(source).body if isinstance(n, kinds) and not n.name.startswith("_") and not ast.get_docstring(n)]
 
 
-@pytest.mark.parametrize("path", [p for room in ("core", "primitives", "weights") for p in sorted((PACKAGE / room).rglob("*.py"))], ids=lambda p: p.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize("path", [p for room in ("core", "primitives", "weights", "runs") for p in sorted((PACKAGE / room).rglob("*.py"))], ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_everything_public_in_core_and_primitives_is_documented(path):
     source = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(source)), "the module itself has no docstring"

@@ -11,7 +11,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.core.claims import FAILS, HOLDS, RELATIONS, UNTESTED, Claim, check
+from workbench.core.claims import FAILS, HOLDS, NOT_SHOWN, RELATIONS, UNDECIDED, UNTESTED, Claim, Measured, check, read_verdicts, said, tally
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 
@@ -76,7 +76,7 @@ def test_passed_is_every_testable_line_as_it_should_be(values, passed, n_unteste
 
 def test_summary_counts_claims_and_controls_apart():
     table = check(None, [claim(measured=lambda _, v=v: v, kind=k) for v, k in [(1, "claim"), (0, "claim"), (0, "control"), (1, "control"), (math.nan, "control")]])
-    assert table.summary() == "1 of 2 claims hold; 1 of 3 controls fail as they must, 1 HOLDS; 1 not testable at this scale"
+    assert table.summary() == "1 of 2 claims hold; 1 of 3 controls fail as they must (1 not testable, 1 HOLD)"
 
 
 def test_a_partial_result_tests_nothing_and_measures_nothing():
@@ -123,3 +123,55 @@ def test_text_and_html_show_every_line():
 def test_html_escapes_what_a_claim_says():
     shown = check(1, [claim(text="loss <b> & gain", source="p < 0.05 & fig. 2", relation="<", unit="<&>")])._repr_html_()
     assert html.escape("loss <b> & gain") in shown and html.escape("p < 0.05 & fig. 2") in shown and html.escape("< 0.5 <&>") in shown
+
+
+def guarded(claim_value, *control_values):
+    controls = tuple(claim(text=f"control {i}", kind="control", measured=lambda _, v=v: v) for i, v in enumerate(control_values))
+    return check(None, [claim(measured=lambda _: claim_value, controls=controls)])
+
+
+@pytest.mark.parametrize(
+    ("value", "controls", "verdict", "ok"),
+    [
+        (1, (0,), HOLDS, True),
+        (1, (1,), NOT_SHOWN, False),
+        (1, (0, 1), NOT_SHOWN, False),
+        (0, (1,), FAILS, False),
+        (1, (math.nan,), HOLDS, True),
+        (math.nan, (1,), UNTESTED, None),
+    ],
+)
+def test_a_claim_whose_control_holds_is_not_shown(value, controls, verdict, ok):
+    table = guarded(value, *controls)
+    assert table.lines[0].verdict == verdict and table.lines[0].ok is ok
+    assert [each.claim.kind for each in table.lines] == ["claim", *["control"] * len(controls)]
+    assert verdict in str(table) and verdict in table.verdicts() and verdict in table._repr_html_()
+
+
+def test_a_control_of_another_claim_does_not_matter_and_a_shared_one_is_measured_once():
+    measured = []
+    shared = claim(kind="control", measured=lambda _: measured.append(1) or 1)
+    first, second = (claim(text=t, measured=lambda _: 1, controls=(shared,)) for t in ("a", "b"))
+    table = check(None, [first, second, claim(text="c", measured=lambda _: 1)])
+    assert [each.verdict for each in table.lines] == [NOT_SHOWN, NOT_SHOWN, HOLDS, HOLDS] and len(measured) == 1
+
+
+@pytest.mark.parametrize(("low", "high", "verdict"), [(0.4, 0.6, UNDECIDED), (0.5, 0.7, HOLDS), (0.51, 0.7, HOLDS), (0.3, 0.5, HOLDS), (math.nan, math.nan, HOLDS)])
+def test_a_threshold_inside_the_interval_is_undecided(low, high, verdict):
+    assert line(Measured(0.55, low, high)).verdict == verdict
+    assert line(Measured(0.45, low, high)).verdict == (FAILS if verdict == HOLDS else verdict)
+    table = check(Measured(0.55, low, high), [claim(kind="control")])
+    assert table.lines[0].ok is (None if verdict == UNDECIDED else False)
+
+
+def test_an_interval_is_shown_beside_its_number():
+    found = line(Measured(2.0, 1.5, 2.5))
+    assert found.number == "2 [1.5, 2.5]" and line(2.0).number == "2" and line(math.nan).number == "-"
+
+
+def test_the_three_kinds_are_counted_apart_and_read_back():
+    kinds = [("claim", 1), ("claim", 0), ("control", 0), ("ours", 1), ("ours", Measured(0.5, 0, 1)), ("ours", math.nan)]
+    table = check(None, [claim(text=f"{k} {i}", kind=k, measured=lambda _, v=v: v) for i, (k, v) in enumerate(kinds)])
+    assert table.summary() == "1 of 2 claims hold; 1 of 1 controls fail as they must; 1 of 3 of ours hold (1 undecided, 1 not testable)"
+    rows = read_verdicts("noise\n" + table.verdicts())
+    assert [row["kind"] for row in rows] == [k for k, _ in kinds] and said(tally(rows)) == table.summary()

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from browser import page
 
-from workbench.core.claims import read_verdicts
+from workbench.core.claims import read_verdicts, said, tally
 from workbench.core.errors import BadData
 from workbench.core.progress import Cancelled, Progress
 from workbench.reports import document, sections, slides
@@ -52,7 +52,7 @@ def section(path):
 def test_a_notebook_becomes_a_section_with_everything_in_it(section):
     assert section.title == "A toy & analysis" and section.n_failed == 1 and section.origins == ("toy - seed 0",)
     assert [b.kind for b in section.blocks] == ["text", "code", "figure", "text", "code", "output", "code", "failed", "code", "output"]
-    assert sections.tally(section.verdicts) == {"claims": 2, "hold": 1, "do not hold": 0, "not testable": 1, "controls": 1, "controls fail as they must": 1, "controls hold": 0}
+    assert said(tally(section.verdicts)) == "1 of 2 claims hold (1 not testable); 1 of 1 controls fail as they must"
     text = section.blocks[0].html
     assert "<math" in text and "x^2" not in re.sub(r"<annotation.*?</annotation>", "", text) and "$HOME" in text and "5 $ and 6 $" in text
     assert 'src="data:image/png;base64,' in text

@@ -4,10 +4,12 @@ import html
 from collections.abc import Sequence
 
 from workbench.core.catalogue import PAPERS
+from workbench.core.claims import CONTROL_FAILS, CONTROL_HOLDS, FAILS, HOLDS, NOT_SHOWN, UNDECIDED, UNTESTED, tally
 from workbench.core.provenance import versions
 
-from .sections import Section, tally
+from .sections import Section
 
+OPEN = {NOT_SHOWN: "not shown", UNDECIDED: "undecided", UNTESTED: "not testable"}
 DRAW = """
 function draw(within){for(const s of within.querySelectorAll('script.plotly')){const at=s.previousElementSibling;
 if(!at.dataset.drawn){at.dataset.drawn=1;const f=JSON.parse(s.textContent);Plotly.newPlot(at,f.data,f.layout,{displaylogo:false,responsive:false});}}}
@@ -18,18 +20,21 @@ def front(sections: Sequence[Section]) -> str:
     """Families, claims and controls in numbers, models and versions."""
     rows = []
     for i, s in enumerate(sections):
-        n = tally(s.verdicts)
-        family = PAPERS[s.stem].family if s.stem in PAPERS else "-"
-        claims = f"{n['hold']} of {n['claims']}" if n["claims"] else "-"
-        controls = n["controls fail as they must"]
-        said = (f"{controls} of {n['controls']}" + (f"; {n['controls hold']} hold" if n["controls hold"] else "")) if n["controls"] else "-"
-        shade = "bad" if n["controls hold"] else "ok" if controls else ""
+        n, family = tally(s.verdicts), PAPERS[s.stem].family if s.stem in PAPERS else "-"
+        claims, controls, ours = (n[kind] for kind in ("claim", "control", "ours"))
+        failing, holding = controls.get(CONTROL_FAILS, 0), controls.get(CONTROL_HOLDS, 0)
+        text = f"{failing} of {controls['of']}" + (f"; {holding} hold" if holding else "") if controls["of"] else "-"
+        shade = "bad" if holding else "ok" if failing else ""
+        open_ = ", ".join(f"{claims[v]} {word}" for v, word in OPEN.items() if claims.get(v)) or "-"
+        cells = (f"{of.get(HOLDS, 0)} of {of['of']}" if of["of"] else "-" for of in (claims, ours))
         failed = f"<span class=bad>{s.n_failed} failed</span>" if s.n_failed else "all ran"
+        held, of_ours = cells
         rows.append(
-            f"<tr><td>{family}</td><td><a href='#part-{i}'>{html.escape(s.title)}</a></td><td>{claims}</td><td>{n['do not hold']}</td><td>{n['not testable']}</td>"
-            f"<td class={shade}>{said}</td><td>{failed}</td></tr>"
+            f"<tr><td>{family}</td><td><a href='#part-{i}'>{html.escape(s.title)}</a></td><td>{held}</td>"
+            f"<td>{claims.get(FAILS, 0)}</td><td>{open_}</td><td class={shade}>{text}</td><td>{of_ours}</td><td>{failed}</td></tr>"
         )
-    head = "".join(f"<th>{h}</th>" for h in ("family", "analysis", "claims that hold", "do not hold", "not testable", "controls that fail, as they must", "cells"))
+    titles = ("family", "analysis", "claims that hold", "do not hold", "not shown, undecided, not testable", "controls that fail, as they must", "our own lines that hold", "cells")
+    head = "".join(f"<th>{h}</th>" for h in titles)
     origins = "".join(f"<tr><td>{html.escape(s.stem)}</td><td>{'<br>'.join(html.escape(o) for o in s.origins) or '-'}</td></tr>" for s in sections)
     environment = ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"""<h1>{len(sections)} analyses</h1><h2>Claims and controls</h2><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>

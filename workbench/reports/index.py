@@ -12,11 +12,11 @@ from typing import Any
 
 from workbench.core import files
 from workbench.core.catalogue import FAMILIES, PAPERS, Paper
-from workbench.core.claims import read_verdicts
+from workbench.core.claims import read_verdicts, said, tally
 from workbench.core.errors import BadData
 
 from .page import STYLE
-from .sections import read_notebook, tally
+from .sections import read_notebook
 
 START, END = "<!-- papers: written by `workbench index` -->", "<!-- end of papers -->"
 
@@ -38,12 +38,7 @@ class Entry:
     @property
     def checked(self) -> str:
         """Claims and controls in words."""
-        n = tally(self.verdicts)
-        if not n["claims"]:
-            return "not checked yet"
-        said = f"{n['hold']} of {n['claims']} claims hold, {n['controls fail as they must']} of {n['controls']} controls fail as they must"
-        said += f", {n['controls hold']} hold" if n["controls hold"] else ""
-        return said + (f"; {n['not testable']} not testable" if n["not testable"] else "")
+        return said(tally(self.verdicts)) or "not checked yet"
 
 
 def entries(root: Path) -> list[Entry]:

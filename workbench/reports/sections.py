@@ -10,7 +10,6 @@ import html
 import json
 import mimetypes
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -235,19 +234,3 @@ def figure_html(figure: dict[str, Any]) -> str:
 def _plain(fragment: str) -> str:
     found = re.search(r"<h1[^>]*>(.*?)</h1>", fragment, re.DOTALL)
     return html.unescape(re.sub(r"<[^>]+>", "", found[1] if found else fragment)).strip()
-
-
-def tally(verdicts: Sequence[dict[str, str]]) -> dict[str, int]:
-    """How many claims hold, do not hold, could not be tested, and how many controls fail as they must or do not."""
-    claims = [v for v in verdicts if v["kind"] == "claim"]
-    controls = [v for v in verdicts if v["kind"] == "control"]
-    count = lambda rows, word: sum(row["verdict"] == word for row in rows)  # noqa: E731
-    return {
-        "claims": len(claims),
-        "hold": count(claims, "holds"),
-        "do not hold": count(claims, "does not hold"),
-        "not testable": count([*claims, *controls], "not testable at this scale"),
-        "controls": len(controls),
-        "controls fail as they must": count(controls, "fails, as it must"),
-        "controls hold": sum(row["verdict"].startswith("CONTROL HOLDS") for row in controls),
-    }

@@ -6,8 +6,8 @@ import xarray as xr
 
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.core.stored import STORED
 from workbench.papers.memorization.layernorm_memorization import runs
+from workbench.runs.stored import STORED
 
 N_EPOCHS, N_TRAIN, N_NOISY = 4, 20, 6
 

@@ -16,12 +16,12 @@ from workbench.core.errors import BadData, BadSpec, BrokenResult, ModelNotFound,
 from workbench.core.places import data_folder
 from workbench.core.progress import Progress
 from workbench.core.result import Result
-from workbench.core.stored import STORED
 from workbench.datasets import feelings
 from workbench.models import load
 from workbench.organisms.tokenizer import word_tokenizer
 from workbench.papers.memorization.layernorm_memorization import claims, method, runs, summary
 from workbench.papers.memorization.layernorm_memorization.claims import CLAIMS
+from workbench.runs.stored import STORED
 
 SIZE = {"vocab_size": len(feelings.VOCABULARY), "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 24, "pad_token_id": 0}
 MODELS = {

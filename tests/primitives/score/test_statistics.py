@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.primitives.score.statistics import bootstrap_interval, intersection_over_union, last_crossing, normalised_auc, student_interval
+from workbench.primitives.score.statistics import bootstrap_interval, intersection_over_union, last_crossing, normalised_auc
+from workbench.runs.seeds import student_interval
 
 CURVE = st.lists(st.floats(-5, 5), min_size=2, max_size=8)
 

@@ -1,7 +1,6 @@
 """Small statistics that several papers share, in numpy; each states its formula, none of them draws without a seed."""
 
 import numpy as np
-from scipy import stats
 
 
 def bootstrap_interval(values: np.ndarray, *, level: float = 0.95, n_draws: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -18,22 +17,6 @@ def bootstrap_interval(values: np.ndarray, *, level: float = 0.95, n_draws: int 
     means = values[rng.integers(0, len(values), (n_draws, len(values)))].mean(1)
     tail = (1 - level) / 2
     return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))
-
-
-def student_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of a mean, for few independent units (three seeds): mean -+ t(n - 1) * s / sqrt(n).
-
-    Args:
-        values: [n] one number per unit. level: coverage.
-
-    Returns:
-        (low, high), in the unit of `values`; nan with fewer than two values or one that is not finite.
-    """
-    values = np.asarray(values, float)
-    if len(values) < 2 or not np.isfinite(values).all():
-        return float("nan"), float("nan")
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def last_crossing(x: np.ndarray, y: np.ndarray, level: float) -> float:

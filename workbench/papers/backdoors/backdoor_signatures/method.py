@@ -10,19 +10,19 @@ import pandas as pd
 import xarray as xr
 
 from workbench.core import spec as core_spec
-from workbench.core import stored as stored_runs
 from workbench.core.errors import BadData, BadSpec
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.core.spec import param
-from workbench.core.stored import STORED
 from workbench.datasets import poisoning
 from workbench.models import ModelSpec, load
 from workbench.models.loading import read_module
 from workbench.models.model import Model, hash_weights
 from workbench.papers.backdoors.backdoor_signatures.claims import HERE, summary
 from workbench.papers.backdoors.backdoor_signatures.runs import TABLES, Unit, run_unit, suspicious_and_purified
+from workbench.runs import stored as stored_runs
+from workbench.runs.stored import STORED
 from workbench.training.finetune import FinetuneSpec
 
 STEM, CHAT = "backdoor_signatures", "organism:chat"

@@ -12,9 +12,9 @@ import xarray as xr
 
 from workbench.core.claims import Claim
 from workbench.core.result import Result
-from workbench.core.stored import STORED
 from workbench.papers.memorization.layernorm_memorization.runs import HERE
 from workbench.papers.memorization.layernorm_memorization.summary import difference, gradient_ratio, last, mean, runs, weakest
+from workbench.runs.stored import STORED
 
 SOURCE, CARD = "arXiv 2511.10566", "paper card, embedded targets (not in the paper)"
 THIRDS = ("early", "middle", "late")

@@ -11,18 +11,18 @@ import xarray as xr
 
 from workbench.core import files
 from workbench.core import spec as core_spec
-from workbench.core import stored as stored_runs
 from workbench.core.errors import BadData, BadSpec
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.core.spec import param
-from workbench.core.stored import STORED
 from workbench.datasets import classification
 from workbench.models import ModelSpec
 from workbench.models.model import Model
 from workbench.papers.memorization.layernorm_memorization.runs import ARMS, HERE, SCORES, Case, combine, make_case, text_tables, train_run, with_scores
 from workbench.papers.memorization.layernorm_memorization.summary import runs_table, summary
+from workbench.runs import stored as stored_runs
+from workbench.runs.stored import STORED
 from workbench.training.classifier import FineTuneSpec
 from workbench.training.pretrained_classifier import image_shape, locate
 

@@ -7,7 +7,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench.papers.memorization.layernorm_memorization.runs import ARMS, SCORES
-from workbench.primitives.score.statistics import student_interval
+from workbench.runs.seeds import student_interval
 
 Which = Mapping[str, str]  # coordinates of `run` to match: origin, data, placement
 

@@ -17,7 +17,7 @@ import xarray as xr
 
 from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
-from workbench.primitives.score.statistics import student_interval
+from workbench.runs.seeds import student_interval
 from workbench.training.lora import Factors
 from workbench.weights.subspaces import Chance, Singular, chance, chance_of_factors, row_space, singular_of_factors, singular_of_matrix
 from workbench.weights.subspaces import overlap as subspace_overlap

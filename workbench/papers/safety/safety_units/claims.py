@@ -8,9 +8,9 @@ import pandas as pd
 
 from workbench.core.claims import Claim
 from workbench.core.result import Result
-from workbench.core.stored import STORED
 from workbench.papers.safety.safety_units.prompts import SCORES
-from workbench.primitives.score.statistics import student_interval
+from workbench.runs.seeds import student_interval
+from workbench.runs.stored import STORED
 
 HERE = "run here"
 SOURCE, CARD = "arXiv 2410.10862", "paper card, embedded targets"

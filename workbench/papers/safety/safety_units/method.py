@@ -10,13 +10,11 @@ import pandas as pd
 import xarray as xr
 
 from workbench.core import spec as core_spec
-from workbench.core import stored as stored_runs
 from workbench.core.errors import BadData, BadSpec
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.core.spec import param
-from workbench.core.stored import STORED
 from workbench.datasets import world
 from workbench.models import ModelSpec, load
 from workbench.models.chat import chat_pairs
@@ -27,6 +25,8 @@ from workbench.papers.safety.safety_units import prompts as sets
 from workbench.papers.safety.safety_units import tuning
 from workbench.papers.safety.safety_units.claims import HERE, summary
 from workbench.primitives.score.unit_importance import LABELS, Ratios
+from workbench.runs import stored as stored_runs
+from workbench.runs.stored import STORED
 from workbench.training.finetune import FinetuneSpec
 
 STEM, ALIGNED, BASE = "safety_units", "organism:chat", "organism:chat-base"

@@ -163,7 +163,7 @@ def test_a_unit_without_arrays_is_done_when_it_has_rows():
     def do(unit, steps):
         return Part(tables={"gate": pd.DataFrame({"asr": [float(unit.seed)]})})
 
-    ask = dict(about={"weights": "w"}, progress=Progress())
+    ask = {"about": {"weights": "w"}, "progress": Progress()}
     first = study("x", Spec(), [Unit(0, {"cell": "a"})], do, **ask)
     more = study("x", Spec(), [Unit(0, {"cell": "a"}), Unit(0, {"cell": "b"})], lambda u, s: do(u, s) if u.axes["cell"] == "b" else 1 / 0, resume=first, **ask)
     assert more.tables["gate"]["cell"].tolist() == ["a", "b"] and not more.data.sizes

@@ -5,11 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.runs.arms import Arm, matched
+from workbench.runs.arms import Arm, chance_overlap, matched
 
 
 @settings(deadline=None, database=None)
-@given(chosen=st.lists(st.booleans(), min_size=1, max_size=40), cut=st.integers(0, 40), avoid=st.booleans(), seed=st.integers(0, 99))
+@given(
+    chosen=st.lists(st.booleans(), min_size=1, max_size=40),
+    cut=st.integers(0, 40),
+    avoid=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_as_many_of_each_group_are_drawn(chosen, cut, avoid, seed):
     chosen, cut = np.array(chosen), min(cut, len(chosen))
     groups = [np.arange(cut), np.arange(cut, len(chosen))]
@@ -29,3 +34,11 @@ def test_all_members_are_drawn_equally_often():
 
 def test_an_arm_is_of_the_method_unless_it_says_otherwise():
     assert Arm("x").kind == "method" and Arm("x", "control", "y").follows == "y"
+
+
+def test_chance_overlap_is_that_of_random_sets():
+    half = np.arange(1000) < 500
+    found = chance_overlap(half, half, [np.arange(1000)], np.random.default_rng(0))
+    assert found == pytest.approx(1 / 3, abs=0.01)  # n/4 over 3n/4
+    nobody = np.zeros(4, bool)
+    assert np.isnan(chance_overlap(nobody, nobody, [np.arange(4)], np.random.default_rng(0), 2))

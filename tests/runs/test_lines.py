@@ -13,7 +13,14 @@ from workbench.runs.seeds import Seeds, seeds, share_of
 from workbench.runs.stored import HERE, STORED
 
 TABLE = pd.DataFrame(
-    [("a", 0, STORED, 10.0), ("a", 1, STORED, 12.0), ("b", 0, STORED, 1.0), ("b", 1, STORED, 2.0), ("a", 0, HERE, 90.0), ("b", 0, HERE, 50.0)],
+    [
+        ("a", 0, STORED, 10.0),
+        ("a", 1, STORED, 12.0),
+        ("b", 0, STORED, 1.0),
+        ("b", 1, STORED, 2.0),
+        ("a", 0, HERE, 90.0),
+        ("b", 0, HERE, 50.0),
+    ],
     columns=["arm", "seed", "origin", "score"],
 )
 
@@ -23,7 +30,9 @@ def result(table=TABLE, **arrays):
 
 
 def verdict(measure, relation, threshold, on=None, **more):
-    return check(on or result(), [claim("x", measure, relation, threshold, "pilot", where="section 1", **more)]).lines[0]
+    return check(on or result(), [claim("x", measure, relation, threshold, "pilot", where="section 1", **more)]).lines[
+        0
+    ]
 
 
 def test_a_claim_is_measured_on_the_stored_runs_where_there_are_any():
@@ -41,7 +50,16 @@ def test_a_gap_pairs_by_seed_and_knows_its_interval():
     assert verdict(gap("t", "score", {"arm": "a"}, {"arm": "b"}), ">=", 17.0).verdict == FAILS
 
 
-@pytest.mark.parametrize("measure", [lambda r: seeds(r, "no", "score"), lambda r: seeds(r, "t", "no"), lambda r: seeds(r, "t", "score", no=1), lambda r: seeds(r, "t", "score", arm="c"), lambda r: None])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda r: seeds(r, "no", "score"),
+        lambda r: seeds(r, "t", "no"),
+        lambda r: seeds(r, "t", "score", no=1),
+        lambda r: seeds(r, "t", "score", arm="c"),
+        lambda r: None,
+    ],
+)
 def test_what_was_not_run_is_untested(measure):
     assert verdict(measure, ">", 0).verdict == UNTESTED
 
@@ -54,7 +72,13 @@ def test_a_share_is_the_ratio_of_means_and_not_the_mean_of_ratios():
 
 def test_seeds_without_a_partner_fall_away():
     a, b = Seeds(pd.Series({0: 1.0, 1: 5.0})), Seeds(pd.Series({1: 2.0, 2: 9.0}))
-    assert (a - b).values.to_dict() == {1: 3.0} and (-a).mean == -3.0 and (10 - a).mean == 7.0 and (2 * a).mean == 6.0 and len(a) == 2
+    assert (
+        (a - b).values.to_dict() == {1: 3.0}
+        and (-a).mean == -3.0
+        and (10 - a).mean == 7.0
+        and (2 * a).mean == 6.0
+        and len(a) == 2
+    )
     assert np.isnan((a - b).interval).all(), "one seed has no interval"
 
 
@@ -73,7 +97,10 @@ def test_lines_put_controls_after_claims_and_refuse_an_idle_one_and_a_double():
 
 def runs(*rows):
     origin, arm, seed, label = zip(*rows, strict=True)
-    return result(data_vars={"label": ("run", list(label))}, coords={"origin": ("run", list(origin)), "arm": ("run", list(arm)), "seed": ("run", list(seed))})
+    return result(
+        data_vars={"label": ("run", list(label))},
+        coords={"origin": ("run", list(origin)), "arm": ("run", list(arm)), "seed": ("run", list(seed))},
+    )
 
 
 def test_repeats_compares_each_run_with_its_stored_twin_and_reports_the_least():

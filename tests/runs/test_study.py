@@ -64,7 +64,18 @@ def made(spec, progress=None, resume=None, stored=None, done=None, **more):
         return data, tables | {"summary": summary(tables, {"scores": ["arm"]}, ["score"])}
 
     about = {"name": "m", "weights": "w"} | more.pop("about", {})
-    return study("x", spec, units(spec), do, about=about, progress=progress or Progress(), resume=resume, stored=stored, derive=derive, **more)
+    return study(
+        "x",
+        spec,
+        units(spec),
+        do,
+        about=about,
+        progress=progress or Progress(),
+        resume=resume,
+        stored=stored,
+        derive=derive,
+        **more,
+    )
 
 
 def same(a: Result, b: Result) -> bool:
@@ -78,8 +89,17 @@ def same(a: Result, b: Result) -> bool:
 def test_every_run_and_row_names_its_unit():
     found = made(Spec())
     assert not found.partial and found.data.sizes == {"run": 6, "step": 3}
-    assert found.data["arm"].values.tolist() == ["plain", "wide"] * 3 and found.data["seed"].values.tolist() == [0, 0, 1, 1, 2, 2]
-    assert found.data["score"].values.tolist() == [0, 100, 2, 102, 4, 104] and set(found.data["origin"].values) == {HERE}
+    assert found.data["arm"].values.tolist() == ["plain", "wide"] * 3 and found.data["seed"].values.tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert found.data["score"].values.tolist() == [0, 100, 2, 102, 4, 104] and set(found.data["origin"].values) == {
+        HERE
+    }
     rows = found.tables["scores"]
     assert len(rows) == 12 and {"arm", "seed", "origin", "draw"} <= set(rows) and (rows["origin"] == HERE).all()
     assert len(found.tables["names"]) == 2, "a shared table is kept once"
@@ -105,7 +125,9 @@ def test_a_cancelled_study_goes_on_where_it_stopped(after, tmp_path):
 def test_what_a_killed_study_kept_can_be_resumed():
     progress = Stopping()
     made(Spec(), progress)
-    assert [len(kept.tables["scores"]) for kept in progress.kept] == [2, 4, 6, 8, 10, 12] and all(kept.partial for kept in progress.kept)
+    assert [len(kept.tables["scores"]) for kept in progress.kept] == [2, 4, 6, 8, 10, 12] and all(
+        kept.partial for kept in progress.kept
+    )
     assert same(made(Spec(), resume=progress.kept[2]), made(Spec()))
 
 
@@ -124,7 +146,10 @@ def test_a_resumed_study_may_choose_other_seeds_and_takes_only_its_own():
     assert same(found, made(Spec(seeds=(1, 5))))
 
 
-@pytest.mark.parametrize(("spec", "about", "said"), [(Spec(factor=3.0), {}, r"another spec \(factor\)"), (Spec(), {"weights": "other"}, "other weights")])
+@pytest.mark.parametrize(
+    ("spec", "about", "said"),
+    [(Spec(factor=3.0), {}, r"another spec \(factor\)"), (Spec(), {"weights": "other"}, "other weights")],
+)
 def test_a_partial_result_of_something_else_is_refused(spec, about, said):
     with pytest.raises(BadData, match=f"partial result is of {said}.*another output folder"):
         made(spec, resume=made(Spec()), about=about)
@@ -165,7 +190,14 @@ def test_a_unit_without_arrays_is_done_when_it_has_rows():
 
     ask = {"about": {"weights": "w"}, "progress": Progress()}
     first = study("x", Spec(), [Unit(0, {"cell": "a"})], do, **ask)
-    more = study("x", Spec(), [Unit(0, {"cell": "a"}), Unit(0, {"cell": "b"})], lambda u, s: do(u, s) if u.axes["cell"] == "b" else 1 / 0, resume=first, **ask)
+    more = study(
+        "x",
+        Spec(),
+        [Unit(0, {"cell": "a"}), Unit(0, {"cell": "b"})],
+        lambda u, s: do(u, s) if u.axes["cell"] == "b" else 1 / 0,
+        resume=first,
+        **ask,
+    )
     assert more.tables["gate"]["cell"].tolist() == ["a", "b"] and not more.data.sizes
 
 

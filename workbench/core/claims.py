@@ -194,7 +194,11 @@ def check(subject: Any, claims: Sequence[Claim]) -> ClaimsTable:
 
 def _note(subject: Any) -> str:
     about = subject.provenance.data.get("stored") if isinstance(subject, Result) else None
-    return f"measured on the {about['n_runs']} stored runs; what was run here serves the line that compares the two" if about else ""
+    return (
+        f"measured on the {about['n_runs']} stored runs; what was run here serves the line that compares the two"
+        if about
+        else ""
+    )
 
 
 def _check_one(subject: Any, claim: Claim) -> Line:
@@ -238,7 +242,11 @@ def said(counts: Mapping[str, Mapping[str, int]]) -> str:
     """A tally in words: the paper's claims, controls and the project's own lines, each apart."""
     others = {NOT_SHOWN: "not shown", UNDECIDED: "undecided", UNTESTED: "not testable", CONTROL_HOLDS: "HOLD"}
     parts = []
-    for kind, good, words in (("claim", HOLDS, "claims hold"), ("control", CONTROL_FAILS, "controls fail as they must"), ("ours", HOLDS, "of ours hold")):
+    for kind, good, words in (
+        ("claim", HOLDS, "claims hold"),
+        ("control", CONTROL_FAILS, "controls fail as they must"),
+        ("ours", HOLDS, "of ours hold"),
+    ):
         of = counts[kind]
         if of["of"]:
             rest = ", ".join(f"{of[verdict]} {word}" for verdict, word in others.items() if of.get(verdict))

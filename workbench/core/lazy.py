@@ -24,7 +24,9 @@ def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], 
             return getattr(importlib.import_module(where[name]), name)
         if name in modules:
             return importlib.import_module(f"{package}.{name}")
-        raise AttributeError(f"module {package!r} has no attribute {name!r}; it offers {', '.join(sorted([*where, *modules]))}")
+        raise AttributeError(
+            f"module {package!r} has no attribute {name!r}; it offers {', '.join(sorted([*where, *modules]))}"
+        )
 
     def names() -> list[str]:
         return sorted([*where, *modules])

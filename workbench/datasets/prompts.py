@@ -199,6 +199,20 @@ def read_prompts(
     return Prompts([_item(row[column]) for _, row in rows], columns, about, [where for where, _ in rows])
 
 
+def read_answered(source: str | Path) -> pd.DataFrame:
+    """Prompts with their answers, of a file or data set: columns prompt, answer and the other ones, all text.
+
+    Raises:
+        BadData: naming file and line of a prompt that cannot be used, or that has no answer.
+    """
+    found = read_prompts(source, "prompt")
+    table = found.columns.assign(prompt=found.items)
+    answers = table["answer"] if "answer" in table else pd.Series([None] * len(table))
+    if missing := [w for w, answer in zip(found.where, answers, strict=True) if not isinstance(answer, str) or not answer]:
+        raise BadData(f'{missing[0]} has no "answer"; every row needs a prompt and an answer')
+    return table
+
+
 # ---- where rows come from ----
 
 

@@ -1,6 +1,6 @@
 """Arms of a study, and sets drawn at random that match a chosen one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,9 @@ class Arm:
     follows: str | None = None
 
 
-def matched(chosen: np.ndarray, groups: Iterable[np.ndarray], rng: np.random.Generator, *, avoid: bool = True) -> np.ndarray:
+def matched(
+    chosen: np.ndarray, groups: Iterable[np.ndarray], rng: np.random.Generator, *, avoid: bool = True
+) -> np.ndarray:
     """bool [n] a random set with as many members of each group as `chosen` has there.
 
     Args:
@@ -29,3 +31,15 @@ def matched(chosen: np.ndarray, groups: Iterable[np.ndarray], rng: np.random.Gen
         others, own = (group[~chosen[group]], group[chosen[group]]) if avoid else (group, group[:0])
         drawn[np.concatenate([rng.permutation(others), rng.permutation(own)])[:n]] = True
     return drawn
+
+
+def chance_overlap(
+    a: np.ndarray, b: np.ndarray, groups: Sequence[np.ndarray], rng: np.random.Generator, n_draws: int = 200
+) -> float:
+    """Mean intersection over union of random sets with as many members of each group as `a` and `b` have."""
+    found = []
+    for _ in range(n_draws):
+        one, other = (matched(chosen, groups, rng, avoid=False) for chosen in (a, b))
+        if (one | other).any():
+            found.append((one & other).sum() / (one | other).sum())
+    return float(np.mean(found)) if found else float("nan")

@@ -55,14 +55,35 @@ def claim(
     return Claim(text, where, measured, relation, threshold, threshold_from, kind, unit, tuple(controls))
 
 
-def control(text: str, measure: Measure, relation: Relation, threshold: float, threshold_from: str, *, where: str, unit: str = "") -> Claim:
+def control(
+    text: str,
+    measure: Measure,
+    relation: Relation,
+    threshold: float,
+    threshold_from: str,
+    *,
+    where: str,
+    unit: str = "",
+) -> Claim:
     """A statement that must fail; give it to the claims that it guards."""
     return claim(text, measure, relation, threshold, threshold_from, where=where, unit=unit, kind="control")
 
 
-def ours(text: str, measure: Measure, relation: Relation, threshold: float, threshold_from: str, *, where: str = "this project", unit: str = "", controls: Sequence[Claim] = ()) -> Claim:
+def ours(
+    text: str,
+    measure: Measure,
+    relation: Relation,
+    threshold: float,
+    threshold_from: str,
+    *,
+    where: str = "this project",
+    unit: str = "",
+    controls: Sequence[Claim] = (),
+) -> Claim:
     """A line of the project's own: set-up, an identity, or a statement against the paper."""
-    return claim(text, measure, relation, threshold, threshold_from, where=where, unit=unit, kind="ours", controls=controls)
+    return claim(
+        text, measure, relation, threshold, threshold_from, where=where, unit=unit, kind="ours", controls=controls
+    )
 
 
 def lines(*claims: Claim) -> tuple[Claim, ...]:
@@ -84,9 +105,19 @@ def lines(*claims: Claim) -> tuple[Claim, ...]:
 # ---- measures ----
 
 
-def gap(table: str, score: str, one: Mapping[str, object], other: Mapping[str, object], *, other_table: str | None = None, **where: object) -> Callable[[Result], Seeds]:
+def gap(
+    table: str,
+    score: str,
+    one: Mapping[str, object],
+    other: Mapping[str, object],
+    *,
+    other_table: str | None = None,
+    **where: object,
+) -> Callable[[Result], Seeds]:
     """Score of the rows `one` minus that of `other`, paired by seed; `where` holds for both."""
-    return lambda r: seeds(r, table, score, **where | dict(one)) - seeds(r, other_table or table, score, **where | dict(other))
+    return lambda r: (
+        seeds(r, table, score, **where | dict(one)) - seeds(r, other_table or table, score, **where | dict(other))
+    )
 
 
 def twins(result: Result, *axes: str) -> Iterator[tuple[xr.Dataset, xr.Dataset]]:

@@ -73,7 +73,9 @@ def seeds(result: Result, table: str, score: str, **where: object) -> Seeds:
     found = result.tables.get(table)
     if found is None or score not in found or any(name not in found for name in where):
         return Seeds(pd.Series(dtype=float))
-    hit = np.logical_and.reduce([np.ones(len(found), bool), *(found[name].values == value for name, value in where.items())])
+    hit = np.logical_and.reduce(
+        [np.ones(len(found), bool), *(found[name].values == value for name, value in where.items())]
+    )
     return Seeds(found[hit].groupby("seed")[score].mean())
 
 
@@ -86,7 +88,9 @@ def share_of(part: Seeds, whole: Seeds) -> float:
     return part.mean / whole.mean if whole.mean > 0 else float("nan")
 
 
-def summary(tables: Mapping[str, pd.DataFrame], keys: Mapping[str, Sequence[str]], scores: Iterable[str]) -> pd.DataFrame:
+def summary(
+    tables: Mapping[str, pd.DataFrame], keys: Mapping[str, Sequence[str]], scores: Iterable[str]
+) -> pd.DataFrame:
     """A row per table, origin, condition and score: mean over seeds of the mean over a seed's rows, with its interval.
 
     Args:
@@ -107,7 +111,9 @@ def summary(tables: Mapping[str, pd.DataFrame], keys: Mapping[str, Sequence[str]
             for score in means:
                 low, high = student_interval(means[score].to_numpy())
                 mean, n = means[score].mean(), len(means)
-                rows.append({"table": table, **about, "score": score, "mean": mean, "low": low, "high": high, "n_seeds": n})
+                rows.append(
+                    {"table": table, **about, "score": score, "mean": mean, "low": low, "high": high, "n_seeds": n}
+                )
     return pd.DataFrame(rows)
 
 

@@ -29,7 +29,9 @@ def load_runs(stem: str, *, weights: str | None = None) -> Result:
         )
     kept = Result.load(folder)
     if weights is not None and kept.provenance.model.get("weights") != weights:
-        raise BadData(f"the stored runs are of other weights than this model's, of {kept.provenance.model.get('name')}; run with stored=False")
+        raise BadData(
+            f"the stored runs are of other weights than this model's, of {kept.provenance.model.get('name')}; run with stored=False"
+        )
     data = kept.data
     if "run" in data.dims:
         data = data.assign_coords(origin=("run", [STORED] * data.sizes["run"]))

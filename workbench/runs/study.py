@@ -202,7 +202,11 @@ def _has(part: Part, unit: Unit) -> bool:
 
 def _only(part: Part, units: Sequence[Unit]) -> Part:
     """What a part has of these units, all of them run here."""
-    hit = [i for i, run in enumerate(_runs_of(part.data)) if any(_is(run, u) for u in units)] if part.data is not None else []
+    hit = (
+        [i for i, run in enumerate(_runs_of(part.data)) if any(_is(run, u) for u in units)]
+        if part.data is not None
+        else []
+    )
     kept = {name: np.logical_or.reduce([_hits(table, unit) for unit in units]) for name, table in part.tables.items()}
     tables = {name: table[kept[name]] for name, table in part.tables.items() if kept[name].any()}
     return Part(part.data.isel(run=hit) if hit and part.data is not None else None, tables, part.shared)

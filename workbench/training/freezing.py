@@ -8,9 +8,11 @@ are written back after every step, and their bits compared at the end. Whole par
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+import xarray as xr
 
-from workbench.core.errors import BadData, UnknownName, WorkbenchError
+from workbench.core.errors import BadData, UnknownName, UnsupportedModel, WorkbenchError
 
 
 class MovedWeights(WorkbenchError):
@@ -70,7 +72,11 @@ class Frozen:
                 raise MovedWeights(f"{int(moved)} of {len(where)} frozen entries of {name} are not what they were")
 
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # floats compared as integers: -0.0 is not 0.0, and nan is itself
+_BITS = {
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+}  # floats compared as integers: -0.0 is not 0.0, and nan is itself
 
 
 def _entries(name: str, parameter: torch.nn.Parameter, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,6 +86,50 @@ def _entries(name: str, parameter: torch.nn.Parameter, mask: torch.Tensor) -> tu
     try:
         mask = mask.to(parameter.device).expand(parameter.shape)
     except RuntimeError:
-        raise BadData(f"the mask of {name} has shape {tuple(mask.shape)}, which does not broadcast to the parameter's {tuple(parameter.shape)}") from None
+        raise BadData(
+            f"the mask of {name} has shape {tuple(mask.shape)}, which does not broadcast to the parameter's {tuple(parameter.shape)}"
+        ) from None
     where = mask.reshape(-1).nonzero().squeeze(1)
     return where, parameter.detach().reshape(-1)[where].clone()
+
+
+def unit_masks(module: Any, units: xr.DataArray, held: np.ndarray) -> dict[str, torch.Tensor]:
+    """Masks for `Frozen` of the weights that belong to some units of a Llama-shaped module.
+
+    A unit owns its rows of gate and up (or of the queries) and its column of the output projection. A head's keys and
+    values are held with it; under grouped queries they belong to several heads and are held as soon as one of these is.
+
+    Args:
+        units: coordinates layer and module ("mlp" or "attention") of each unit, as `unit_importance` gives them.
+        held: bool [unit].
+
+    Returns:
+        {parameter name: mask that broadcasts to it}, True where held; every projection of a block is named.
+
+    Raises:
+        UnsupportedModel: if the module's projections are not named and shaped as Llama's.
+    """
+    config = module.config
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_group = config.num_attention_heads // config.num_key_value_heads
+    names, masks = dict(module.named_parameters()), {}
+    for layer in range(config.num_hidden_layers):
+        here, kind = units["layer"].values == layer, units["module"].values
+        mlp = torch.from_numpy(held[here & (kind == "mlp")])
+        attention = torch.from_numpy(held[here & (kind == "attention")])
+        is_head = len(attention) == config.num_attention_heads
+        channels = attention.repeat_interleave(d_head) if is_head else attention
+        shared = channels.reshape(-1, per_group, d_head).any(1).reshape(-1)  # rows of k and v, which several heads use
+        ends = {"mlp.gate_proj": mlp, "mlp.up_proj": mlp, "self_attn.q_proj": channels}
+        rows = ends | {"self_attn.k_proj": shared, "self_attn.v_proj": shared}
+        columns = {"mlp.down_proj": mlp, "self_attn.o_proj": channels}
+        for end, mask in (rows | columns).items():
+            name = f"model.layers.{layer}.{end}"
+            if f"{name}.weight" not in names:
+                raise UnsupportedModel(
+                    f"holding units needs Llama's projections, and {type(module).__name__} has no {name}"
+                )
+            masks[f"{name}.weight"] = mask.unsqueeze(1 if end in rows else 0)
+            if end in rows and f"{name}.bias" in names:
+                masks[f"{name}.bias"] = mask
+    return masks

@@ -1,6 +1,7 @@
 """The safety-units method: freezing by units, the scan, controls, files of prompts, stored runs, cancelling, claims on made-up tables."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import xarray as xr
 from models.families import GQA, NO_SPECIAL
 from papers.safety.small_run import SMALL
 
-from workbench.core.claims import check
+from workbench.core.claims import HOLDS, NOT_SHOWN, UNTESTED, check
 from workbench.core.errors import BadData, BadSpec, UnsupportedModel
 from workbench.core.progress import Progress
 from workbench.core.provenance import Provenance
@@ -19,12 +20,14 @@ from workbench.core.result import Result
 from workbench.datasets import world_words
 from workbench.models import load
 from workbench.organisms.tokenizer import world_tokenizer
-from workbench.papers.safety.safety_units import ablation as pruning
-from workbench.papers.safety.safety_units import claims, prompts, tuning
+from workbench.papers.safety.safety_units import claims, prompts, pruning, tuning
 from workbench.papers.safety.safety_units import method as su
 from workbench.papers.safety.safety_units.claims import CLAIMS
 from workbench.primitives.score.unit_importance import LABELS, Ratios
+from workbench.runs.stored import load_runs
+from workbench.training import recipes
 from workbench.training.finetune import FinetuneSpec
+from workbench.training.freezing import unit_masks
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_a_run_keeps_both_scales_and_labels_by_the_picked_sizes(result):
     counts = dict(zip(LABELS, np.bincount(run["label"].values, minlength=4), strict=True))
     assert counts["SCU"] == round(float(run["r_scu"]) * n) and counts["UCU"] == round(float(run["r_ucu"]) * n) and counts["RU"] == round(float(run["r_ru"]) * n)
     importance = run["importance"]
-    assert (pruning.labels_of(importance, "raw", Ratios(float(run["r_scu"]), float(run["r_ucu"]), float(run["r_ru"]))) == run["label"].values).mean() > 0.999  # stored as float32
+    assert (pruning.Labelled(importance, "raw", Ratios(float(run["r_scu"]), float(run["r_ucu"]), float(run["r_ru"]))).labels == run["label"].values).mean() > 0.999  # stored as float32
 
 
 def test_prunings_fired_moved_and_match_in_size(result):
@@ -86,7 +89,7 @@ def test_cancelled_keeps_whole_seeds_and_resumes(chat, result):
     whole = su.run(spec, model=chat, resume=partial)
     assert whole.data["seed"].values.tolist() == [0, 1] and not whole.partial
     with pytest.raises(BadData, match="another spec"):
-        su.run(SMALL, model=chat, resume=partial)
+        su.run(spec.replace(n_random=2), model=chat, resume=partial)
 
 
 def test_seeds_draw_other_prompts_and_splits_share_none(chat):
@@ -102,7 +105,7 @@ def test_seeds_draw_other_prompts_and_splits_share_none(chat):
 
 def test_shuffled_sets_hold_the_same_pairs_mixed(chat):
     p = su.make_prompts(SMALL, chat.tokenizer, 0)
-    safety, utility = pruning.shuffled(p, np.random.default_rng(0))
+    safety, utility = pruning.shuffled(p.calibration, np.random.default_rng(0))
     assert len(safety) == len(p.calibration.safety)
     assert sorted(map(str, safety + utility)) == sorted(map(str, [*p.calibration.safety, *p.calibration.utility]))
     assert 0 < sum(pair in p.calibration.safety for pair in safety) < len(safety)
@@ -117,12 +120,6 @@ def test_probe_distance_of_a_query_to_itself_is_zero_and_grows(chat):
     np.testing.assert_allclose(one.sel(direction="ben"), one.sel(direction="mal"))  # same answer, same distance
     hidden = [chat.forward(torch.tensor([row]), stop_at_layer=2)[0, -1] for row in (p, [*p, *a[:2]])]
     assert float(one.sel(direction="ben", block=1, k=2)) == pytest.approx(1 - float(torch.cosine_similarity(*hidden, dim=0)), abs=1e-5)
-
-
-def test_chance_overlap_is_that_of_random_sets():
-    units = xr.DataArray(np.zeros(1000), dims="unit", coords={"layer": ("unit", [0] * 1000), "module": ("unit", ["mlp"] * 1000)})
-    half = np.arange(1000) < 500
-    assert pruning.chance_overlap(half, half, units, np.random.default_rng(0)) == pytest.approx(1 / 3, abs=0.01)  # n/4 over 3n/4
 
 
 def test_the_scan_takes_the_smallest_breaking_size_and_the_largest_harmless_one(monkeypatch):
@@ -176,7 +173,7 @@ def units():
 def test_frozen_weights_of_a_unit_under_grouped_queries(llama, units):
     held = np.zeros(136, bool)
     held[[3, 64 + 1]] = True  # layer 0: channel 3 and query head 1, which shares keys and values with head 0
-    masks = tuning.frozen_weights(llama, units, held)
+    masks = unit_masks(llama, units, held)
     at = "model.layers.0"
     assert masks[f"{at}.mlp.gate_proj.weight"].nonzero()[:, 0].tolist() == [3] and masks[f"{at}.mlp.down_proj.weight"].nonzero()[:, 1].tolist() == [3]
     assert masks[f"{at}.self_attn.q_proj.weight"].nonzero()[:, 0].tolist() == list(range(8, 16)) == masks[f"{at}.self_attn.o_proj.weight"].nonzero()[:, 1].tolist()
@@ -190,11 +187,10 @@ def test_tuning_moves_free_units_and_nothing_else(llama, units):
     held[68 + 64 + 3] = False  # so layer 1 has all its keys and values free
     pairs = [([1, 5, 6], [7, 2]), ([1, 8], [9, 10, 2])]
     before = {n: p.detach().clone() for n, p in llama.named_parameters()}
-    tuned = tuning.tune(llama, None, pairs, FinetuneSpec(steps=3, batch_size=2, weight_decay=0.1), units=units, held=held, only_units=True)
-    after = dict(tuned.model.live.original_model.named_parameters())
-    masks = tuning.frozen_weights(llama, units, held)
-    found = {n.replace("._original_component", ""): p for n, p in after.items()}
-    compared = 0
+    masks = unit_masks(llama, units, held)
+    tuned = recipes.tuned(llama, pairs, FinetuneSpec(steps=3, batch_size=2, weight_decay=0.1), held=masks, only_named=True)
+    after = dict(tuned.module.named_parameters())
+    found, compared = after, 0
     for name, old in before.items():
         assert torch.equal(dict(llama.named_parameters())[name], old)  # a copy was tuned
         if name not in found:
@@ -211,18 +207,22 @@ def test_models_of_another_shape_are_refused(units):
     module = tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64))
     module.config.num_key_value_heads = 4
     with pytest.raises(UnsupportedModel, match="Llama's projections"):
-        tuning.frozen_weights(module, units, np.zeros(136, bool))
+        unit_masks(module, units, np.zeros(136, bool))
 
 
 def test_what_the_arms_hold(units):
     labels = np.array([LABELS.index(name) for name in ["SCU"] * 10 + ["CU"] * 100 + ["RU"] * 26])
-    importance = xr.DataArray(np.arange(136.0)[None, None], dims=("scale", "set", "unit"), coords={"scale": ["raw"], "set": ["safety"]})
+    coords = {"scale": ["raw"], "set": ["safety"]} | {name: units[name] for name in ("layer", "module")}
+    importance = xr.DataArray(np.arange(136.0)[None, None], dims=("scale", "set", "unit"), coords=coords)
+    labelled = pruning.Labelled(importance, "raw", Ratios(0, 0, 0))
+    labelled.__dict__["labels"] = labels  # as if these were found
 
-    def held(arm):
-        return tuning.held_units(arm, importance, "raw", labels, 0.1, lambda like: np.roll(like, 1))
+    def held(arm, seed=0):
+        return tuning.held_units(arm, labelled, 0.1, seed)
 
     assert held("ii").sum() == 110 and held("i").sum() == 10 + 14 and held("i")[96:110].all() and not held("i")[10:96].any()
-    assert (held("random_i") == np.roll(held("i"), 1)).all() and held("random_ii").sum() == 110
+    assert held("random_i").sum() == 24 and not (held("random_i") & held("i")).all() and held("random_ii").sum() == 110
+    assert (held("random_i") == held("random_i")).all() and (held("random_i", 1) != held("random_i")).any()
     assert not any(held(arm).any() for arm in ("full", "units", "lora", "new_task"))
 
 
@@ -236,7 +236,7 @@ def test_transfer_adds_up():
 def test_benign_fine_tuning_of_the_organism_raises_asr(chat):
     spec = SMALL.replace(arms=("full",), n_probe=0)
     found = su.run(spec, model=chat)
-    assert claims.rise(found, su.HERE, arm="full") >= 20 and len(found.tables["transfer"]) == 16
+    assert claims.rise(found, "full").mean >= 20 and len(found.tables["transfer"]) == 16
 
 
 # ---- prompts of files, other models ----
@@ -268,15 +268,12 @@ def test_any_local_chat_directory_with_files_of_prompts(family, tmp_path):
 def test_files_that_cannot_be_used_are_named(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "x", "answer": "y"}\n{"prompt": "x"}\n')
-    for path, said in ((bad, "line 2 of bad.jsonl"), (tmp_path / "none.jsonl", "could not be read")):
+    for path, said in ((bad, 'bad.jsonl line 2 has no "answer"'), (tmp_path / "none.jsonl", "no file 'none.jsonl'")):
         with pytest.raises(BadData, match=said):
-            prompts.read_rows(str(path))
-    bad.write_text('{"prompt": "", "answer": "y"}')
-    with pytest.raises(BadData, match="empty prompt"):
-        prompts.read_rows(str(bad))
+            prompts.of_files(None, str(path), str(path), seed=0, system=None)
     bad.write_text('{"prompt": "x", "answer": "y"}')
-    with pytest.raises(BadData, match="at least eight"):
-        prompts.read_rows(str(bad))
+    with pytest.raises(BadData, match=r"has 1 prompts.*need eight"):
+        prompts.of_files(None, str(bad), str(bad), seed=0, system=None)
 
 
 @pytest.mark.parametrize(
@@ -312,43 +309,49 @@ def _made_up(origin="run here"):
     return Result(Provenance(su.STEM, {}, 0), xr.Dataset(), tables)
 
 
+def by_text(result):
+    return {line.claim.text: line for line in check(result, CLAIMS).lines if line.verdict != UNTESTED}
+
+
 def test_claims_on_a_made_up_world():
-    lines = {line.claim.text: line for line in check(_made_up(), CLAIMS).lines if line.verdict != "not testable at this scale"}
+    lines = by_text(_made_up())
     assert all(line.ok for line in lines.values()), [t for t, line in lines.items() if not line.ok]
-    assert lines["run here: pruning SCU raises ASR by 40 points"].measured == pytest.approx(60.5)
-    assert lines["run here: freezing SCU + top CU (i) leaves at most half of the rise"].measured == pytest.approx(0.25)
-    assert len(lines) >= 14 and not any(text.startswith("stored") for text in lines)
+    assert lines["pruning SCU raises ASR by 40 points"].measured == pytest.approx(60.5)
+    assert lines["freezing SCU + top CU (i) leaves at most half of the rise"].measured == pytest.approx(0.25)
+    assert len(lines) >= 14
 
 
-def test_stored_and_here_are_told_apart():
+def test_lines_are_measured_on_the_stored_runs_where_there_are_any():
     here, stored = _made_up(), _made_up("stored")
-    both = Result(here.provenance, here.data, {n: pd.concat([here.tables[n], stored.tables[n].assign(asr_first_token=0)]) for n in here.tables})
-    lines = {line.claim.text: line for line in check(both, CLAIMS).lines}
-    assert lines["run here: pruning SCU raises ASR by 40 points"].ok and not lines["stored: pruning SCU raises ASR by 40 points"].ok
+    worse = {n: pd.concat([here.tables[n].assign(asr_first_token=0), stored.tables[n]]) for n in here.tables}
+    assert by_text(Result(here.provenance, here.data, worse))["pruning SCU raises ASR by 40 points"].ok
+    assert not by_text(Result(here.provenance, here.data, {n: t[t["origin"] != "stored"] for n, t in worse.items()}))["pruning SCU raises ASR by 40 points"].ok
 
 
-def test_a_control_can_hold():
+def test_a_control_that_holds_takes_its_claims_with_it():
     result = _made_up()
     table = result.tables["pruning"]
     table.loc[table["arm"] == "random", "asr_first_token"] = 50
-    line = next(line for line in check(result, CLAIMS).lines if line.claim.text.startswith("run here: pruning matched RANDOM units in place of SCU"))
-    assert line.ok is False
+    lines = by_text(result)
+    assert lines["pruning matched RANDOM units in place of SCU raises ASR by more than 5 points"].ok is False
+    assert lines["pruning SCU raises ASR by 40 points"].verdict == NOT_SHOWN
+    assert lines["pruning UCU costs at least 15 points of utility"].verdict == HOLDS
 
 
 def test_no_rise_makes_its_share_undefined():
     result = _made_up()
     result.tables["tuning"]["asr_first_token"] = 1
-    assert np.isnan(claims.share_of_rise(result, su.HERE, arm="i"))
+    assert np.isnan(claims.share("i")(result))
 
 
 # ---- stored runs ----
 
 
 def test_stored_runs_are_of_the_model_that_ships_and_have_three_seeds(chat):
-    stored = su.load_stored()
+    stored = load_runs(su.STEM)
     assert stored.provenance.model["weights"] == chat.weights_hash and stored.data["seed"].values.tolist() == [0, 1, 2] and not stored.partial
     assert su.Spec.from_dict(stored.spec) == su.Spec.full()
-    assert set(stored.tables["tuning"].query("start == 'aligned'")["arm"]) == set(su.ARMS)
+    assert set(stored.tables["tuning"].query("start == 'aligned'")["arm"]) == set(tuning.ARMS)
 
 
 def test_stored_runs_are_called_stored_and_live_ones_repeat_them(chat):
@@ -356,10 +359,18 @@ def test_stored_runs_are_called_stored_and_live_ones_repeat_them(chat):
     found = su.run(spec, model=chat)
     assert found.data["origin"].values.tolist() == ["stored"] * 3 + ["run here"]
     assert any("stored" in text for text in found.warnings)
-    assert claims.same_labels(found) >= 99
-    assert np.isnan(claims.rise(found, su.HERE, arm="full")) and not np.isnan(claims.rise(found, su.STORED, arm="full"))
+    lines = by_text(found)
+    assert lines["units get the labels of the stored run of that seed"].measured >= 99
+    assert len(lines) == len(CLAIMS), "all but that line are measured on the stored runs"
+    assert "measured on the 3 stored runs" in check(found, CLAIMS).verdicts()
 
 
 def test_stored_runs_are_not_shown_beside_another_model(tmp_path):
     with pytest.raises(BadData, match="other weights"):
         su.run(SMALL.replace(stored=True), model=load("organism:chat-base"))
+
+
+def test_numbers_of_the_stored_runs_are_those_of_before_the_kit():
+    before = json.loads((Path(__file__).parent / "stored_numbers.json").read_text(encoding="utf-8"))
+    now = {line.claim.text: line.measured for line in check(load_runs(su.STEM), CLAIMS).lines if line.verdict != UNTESTED}
+    assert now == pytest.approx(before, rel=1e-9)

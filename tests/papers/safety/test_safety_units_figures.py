@@ -32,7 +32,8 @@ def result(origins=("stored", "run here")) -> Result:
         places = [("pruning", m, "nothing", "untouched") for m in ("aligned", "base")] + [("pruning", "aligned", g, a) for g in ("SCU", "UCU", "RU") for a in ("group", "random")]
         places += [("tuning", "aligned", "", a) for a in ("full", "i")] + [("tuning", "base", "", "redundant")]
         for number, (table, model, group, arm) in enumerate(places):
-            rows += [{"table": table, "origin": origin, "model": model, "group": group, "arm": arm, "score": s, "mean": number + 10.0 * (origin == "stored"), "low": number - 1.0, "high": number + 20.0, "n_seeds": 1} for s in SCORES]
+            which = {"model": model, "start": ""} if table == "pruning" else {"model": "", "start": model}
+            rows += [{"table": table, "origin": origin, **which, "group": group, "arm": arm, "score": s, "mean": number + 10.0 * (origin == "stored"), "low": number - 1.0, "high": number + 20.0, "n_seeds": 1} for s in SCORES]
     flow = [{"origin": o, "seed": 0, "before": a, "after": b, "n_units": 1 if a == b else 0, "share": 25.0 if a == b else 0.0} for o in origins for a in LABELS for b in LABELS]
     scan = [
         {"origin": o, "seed": 0, "group": g, "share": s, "utility_change": -1.0, "asr_change": 2.0, "picked": s == 0.1} for o in origins for g in ("SCU", "UCU", "RU") for s in (0.1, 0.2)

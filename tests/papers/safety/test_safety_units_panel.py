@@ -17,9 +17,11 @@ from workbench.panels.panel import SAME_CHANGE
 from workbench.papers.safety.safety_units import method as su
 from workbench.papers.safety.safety_units import panel as panel_module
 from workbench.papers.safety.safety_units import panel_figures as views
+from workbench.papers.safety.safety_units.claims import SCORES
 from workbench.papers.safety.safety_units.panel import UnitsState
 from workbench.primitives.read.top_activations import top_activations
 from workbench.primitives.score.unit_importance import LABELS, Ratios, label_units, units_removed
+from workbench.runs.stored import load_runs
 
 SMALL = small_run.SMALL.replace(n_forbidden=4, n_utility=6, n_probe=0)
 
@@ -36,7 +38,7 @@ def result(chat):
 
 @pytest.fixture(scope="module")
 def pruned(chat, result):
-    return su.prune_at(result, Ratios(0.02, 0.04, 0.3), model=chat, n_random=1)
+    return panel_module.prune_at(result, Ratios(0.02, 0.04, 0.3), model=chat, n_random=1)
 
 
 def refused(*_, **__):
@@ -187,17 +189,17 @@ def test_prune_hands_the_shares_over_and_draws_what_came_back(result, chat, prun
 def test_pruning_at_the_sizes_of_the_run_gives_the_runs_own_numbers(result, chat):
     """The oracle: the same prompts, groups and random draws as the run itself."""
     one = result.data.isel(run=0)
-    again = su.prune_at(result, Ratios(float(one["r_scu"]), float(one["r_ucu"]), float(one["r_ru"])), model=chat, n_random=1).tables["pruning"]
+    again = panel_module.prune_at(result, Ratios(float(one["r_scu"]), float(one["r_ucu"]), float(one["r_ru"])), model=chat, n_random=1).tables["pruning"]
     for of in (again, result.tables["pruning"]):
         of["key"] = of["group"] + " " + of["arm"]
     both = again.merge(result.tables["pruning"], on="key", suffixes=("", " run"))
     assert len(both) == 7
-    for score in (*su.sets.SCORES, "n_units", "effect"):
+    for score in (*SCORES, "n_units", "effect"):
         assert np.allclose(both[score], both[f"{score} run"], atol=1e-4), score
 
 
 def test_an_empty_group_changes_nothing_and_all_of_a_group_are_gone(result, chat):
-    table = su.prune_at(result, Ratios(0.0, 0.0, 1.0), model=chat, n_random=1).tables["pruning"].set_index(["group", "arm"])
+    table = panel_module.prune_at(result, Ratios(0.0, 0.0, 1.0), model=chat, n_random=1).tables["pruning"].set_index(["group", "arm"])
     assert table.loc[("SCU", "group"), "effect"] == 0 and table.loc[("SCU", "group"), "n_units"] == 0
     units = result.data["importance"].isel(run=0)
     row = torch.tensor([[2, 30, 31]])
@@ -230,7 +232,7 @@ def test_another_model_and_an_empty_result_are_refused(result, organism):
     with pytest.raises(BadData, match="other weights"):
         Units(result, organism)
     with pytest.raises(BadData, match="other weights"):
-        su.prune_at(result, Ratios(0.1, 0.1, 0.1), model=organism)
+        panel_module.prune_at(result, Ratios(0.1, 0.1, 0.1), model=organism)
     with pytest.raises(BadData, match="no scored units"):
         Units(Result(result.provenance, partial=True))
 
@@ -248,7 +250,7 @@ def test_cancel_keeps_the_prunings_that_were_finished_and_no_hook(result, chat):
                     panel.stop.click()
                 progress.update(done, total, text)
 
-        return su.prune_at(*given, progress=Stops(), **options)
+        return panel_module.prune_at(*given, progress=Stops(), **options)
 
     panel._compute = stops
     panel.run().wait(120)
@@ -305,7 +307,7 @@ def test_a_redraw_takes_less_than_a_tenth_of_a_second_of_work(panel):
 
 
 def test_the_stored_runs_open_by_themselves_marked_as_stored():
-    panel = Units(su.load_stored())
+    panel = Units(load_runs("safety_units"))
     assert [name for name, _ in panel.run_box.options] == [f"stored, seed {n}" for n in range(3)] and panel.state.error == ""
     before = panel.scatter.y
     panel.run_box.value = 2

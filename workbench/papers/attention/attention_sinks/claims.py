@@ -1,6 +1,6 @@
 """What the numbers of the inactive heads say, and the claims on them."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from workbench.core.claims import Claim
 from workbench.core.result import Result
 from workbench.primitives.score import head_scores as hs
 from workbench.primitives.score.statistics import intersection_over_union, last_crossing, normalised_auc
+from workbench.runs import lines
 
 BEST, FIRST_TOKEN = "ahon_ln", "awft"  # the paper's best score, and the one it argues against
 
@@ -102,31 +103,41 @@ def _awft(r: Result) -> float:
     return float(r.data["value"].sel(score=FIRST_TOKEN).mean("input").max())
 
 
-def _table(where: str, *lines: tuple[str, Callable[[Result], float], str, float, str, str], kind: str = "claim") -> tuple[Claim, ...]:
-    return tuple(Claim(text, where, measured, relation, threshold, source, kind, unit) for text, measured, relation, threshold, source, unit in lines)  # type: ignore[arg-type]
+CARD, PAPER = "paper card, embedded targets", "the paper's number"
+TUNED = "needs base and tuned checkpoints of one model"
+claim = partial(lines.claim, where="arXiv 2504.03889, main results")
+control = partial(lines.control, where="paper card, controls")
 
+FOR_LOSS = (
+    control("zeroing 15 % of heads at random also costs at most 1 point",
+            lambda r: loss_at(r.data, "random_accuracy"), "<=", 1.0, CARD, unit="points"),
+    control("zeroing the LARGEST output norms costs no more than random heads",
+            lambda r: loss_at(r.data, "reversed_accuracy") - loss_at(r.data, "random_accuracy"), "<=", 0.0, CARD, unit="points"),
+)  # fmt: skip
+FOR_SINKS = (
+    control("an untrained twin has a head above 1.5 x uniform first-token weight",
+            lambda r: float(r.data["untrained_weight"].max()) / uniform_weight(int(r.data.attrs["n_pos"])),
+            ">", 1.5, CARD, unit="x uniform"),
+    control("the twin trained without BOS has a sink rate of 0.1 or more",
+            lambda r: sink_rate(r.data["nobos_sink_weight"], float(r.data.attrs["sink_threshold"])), ">=", 0.1, CARD, unit="share"),
+)  # fmt: skip
+FOR_SHARE = control("on the untrained twin AHON (LN) keeps 2 points more than random", _untrained_advantage,
+                    ">=", 2.0, "card: the gap of its two targets", unit="points")  # fmt: skip
 
-_CARD, _PAPER = "paper card, embedded targets", "the paper's number"
-CLAIMS: tuple[Claim, ...] = (
-    *_table(
-        "arXiv 2504.03889, main results",
-        ("some head gives the first token more than half of its attention", _awft, ">", 0.5, _CARD, ""),
-        ("zeroing 15 % of heads by AHON (LN) costs at most 1 point", lambda r: loss_at(r.data, "accuracy", score=BEST), "<=", 1.0, _CARD, "points"),
-        ("zeroing 15 % of heads at random costs at least 3 points", lambda r: loss_at(r.data, "random_accuracy"), ">=", 3.0, _CARD, "points"),
-        ("at least 12.18 % of heads can be zeroed within 1 point (AHON (LN))", lambda r: max_share(r.data, BEST), ">=", 12.18, _PAPER, "% of heads"),
-        ("AHON (LN) finds more such heads than first-token weight", lambda r: max_share(r.data, BEST) - max_share(r.data, FIRST_TOKEN), ">", 0.0, _PAPER + " is 7.56", "% of heads"),
-        ("AHON (LN) is among the three best of 13 scores", lambda r: rank_of(r.data, BEST), "<=", 3, _PAPER + " (13 of 14 models)", "rank"),
-        ("AHON (LN) and first-token weight flag different heads", lambda r: float(iou_matrix(r.data).sel(score=BEST, score_b=FIRST_TOKEN)), "<=", 0.58, _PAPER + ", largest IoU", "IoU"),
-        ("heads dormant without triggers speak at triggers (median norm ratio)", _trigger_ratio, ">=", 2.0, _CARD, "ratio"),
-        ("fine-tuning hardly moves the score distributions", lambda r: float("nan"), "<=", 0.0, "needs base and tuned checkpoints of one model", ""),
-    ),
-    *_table(
-        "paper card, controls",
-        ("zeroing 15 % of heads at random also costs at most 1 point", lambda r: loss_at(r.data, "random_accuracy"), "<=", 1.0, _CARD, "points"),
-        ("zeroing the LARGEST output norms costs no more than random heads", lambda r: loss_at(r.data, "reversed_accuracy") - loss_at(r.data, "random_accuracy"), "<=", 0.0, _CARD, "points"),
-        ("an untrained twin has a head above 1.5 x uniform first-token weight", lambda r: float(r.data["untrained_weight"].max()) / uniform_weight(int(r.data.attrs["n_pos"])), ">", 1.5, _CARD, "x uniform"),
-        ("on the untrained twin AHON (LN) keeps 2 points more than random", _untrained_advantage, ">=", 2.0, "card: the gap of its two targets", "points"),
-        ("the twin trained without BOS has a sink rate of 0.1 or more", lambda r: sink_rate(r.data["nobos_sink_weight"], float(r.data.attrs["sink_threshold"])), ">=", 0.1, _CARD, "share"),
-        kind="control",
-    ),
-)
+CLAIMS: tuple[Claim, ...] = lines.lines(
+    claim("some head gives the first token more than half of its attention", _awft, ">", 0.5, CARD, controls=FOR_SINKS),
+    claim("zeroing 15 % of heads by AHON (LN) costs at most 1 point",
+          lambda r: loss_at(r.data, "accuracy", score=BEST), "<=", 1.0, CARD, unit="points", controls=FOR_LOSS),
+    claim("zeroing 15 % of heads at random costs at least 3 points",
+          lambda r: loss_at(r.data, "random_accuracy"), ">=", 3.0, CARD, unit="points"),
+    claim("at least 12.18 % of heads can be zeroed within 1 point (AHON (LN))",
+          lambda r: max_share(r.data, BEST), ">=", 12.18, PAPER, unit="% of heads", controls=[FOR_SHARE]),
+    claim("AHON (LN) finds more such heads than first-token weight",
+          lambda r: max_share(r.data, BEST) - max_share(r.data, FIRST_TOKEN), ">", 0.0, f"{PAPER} is 7.56", unit="% of heads"),
+    claim("AHON (LN) is among the three best of 13 scores",
+          lambda r: rank_of(r.data, BEST), "<=", 3, f"{PAPER} (13 of 14 models)", unit="rank"),
+    claim("AHON (LN) and first-token weight flag different heads",
+          lambda r: float(iou_matrix(r.data).sel(score=BEST, score_b=FIRST_TOKEN)), "<=", 0.58, f"{PAPER}, largest IoU", unit="IoU"),
+    claim("heads dormant without triggers speak at triggers (median norm ratio)", _trigger_ratio, ">=", 2.0, CARD, unit="ratio"),
+    claim("fine-tuning hardly moves the score distributions", lambda r: None, "<=", 0.0, TUNED),
+)  # fmt: skip

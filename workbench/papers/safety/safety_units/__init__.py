@@ -12,4 +12,13 @@ Cost: a seed with all arms about 105 s on one core of its own; forward-only runs
 
 from workbench.core.lazy import lazy
 
-__getattr__, __dir__ = lazy(__name__, {"method": "Spec run make_prompts prune_at spec_of load_stored", "claims": "CLAIMS HERE STORED", "figures": "", "panel": "Units"})
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "method": "Spec run make_prompts",
+        "claims": "CLAIMS",
+        "figures": "",
+        "panel": "Units prune_at",
+        "workbench.runs.stored": "HERE STORED",
+    },
+)

@@ -117,7 +117,7 @@ def pruning_bars(result: Result, origin: str | None = None) -> go.Figure:
 def freezing_bars(result: Result, origin: str | None = None) -> go.Figure:
     """ASR and utility after fine-tuning on a benign task, by what was frozen."""
     origin = shown_origin(result, origin)
-    after = _summary(result, origin, "tuning", model="aligned")
+    after = _summary(result, origin, "tuning", start="aligned")
     rows = pd.concat([_summary(result, origin, "pruning", model="aligned", arm="untouched"), after])
     arms = [a for a in ARMS if (rows["arm"] == a).any()]
     if after.empty:
@@ -132,7 +132,7 @@ def freezing_bars(result: Result, origin: str | None = None) -> go.Figure:
 def budget_bars(result: Result, origin: str | None = None) -> go.Figure:
     """ASR and utility of the base model before and after aligning it through some of its units."""
     origin = shown_origin(result, origin)
-    after = _summary(result, origin, "tuning", model="base")
+    after = _summary(result, origin, "tuning", start="base")
     if after.empty:
         raise BadData(f"the base model was not aligned in the runs of origin {origin!r}")
     rows = pd.concat([_summary(result, origin, "pruning", model="base", arm="untouched"), after])

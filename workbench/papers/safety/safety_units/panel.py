@@ -1,11 +1,12 @@
 """Units panel: every unit of a safety-units Result, labels at shares of your own, one unit's tokens, and what pruning costs.
 
 Plain functions behind it: `primitives.score.unit_importance.label_units`, `primitives.read.top_activations.top_activations` and
-`methods.safety.safety_units.prune_at`; figures: views/units. With a Result alone everything that needs no model works. Cost:
+`prune_at`; figures: panel_figures.py. With a Result alone everything that needs no model works. Cost:
 labels some milliseconds; a unit's tokens one pass over the prompts; pruning one scoring a group and draw.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import ipywidgets as widgets
 import numpy as np
@@ -15,21 +16,106 @@ import traitlets
 import xarray as xr
 
 from workbench.core.errors import BadData
-from workbench.core.progress import SILENT, Progress
+from workbench.core.progress import SILENT, Cancelled, Progress
+from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.models.model import Model
 from workbench.panels.panel import Panel, PanelState, draw, labelled, link, plot_area, row
 from workbench.panels.scatter import Scatter
-from workbench.papers.safety.safety_units import method as safety_units
-from workbench.papers.safety.safety_units import panel_figures as views
-from workbench.papers.safety.safety_units.figures import AXES, COLOURS, NAMES
 from workbench.primitives.read.top_activations import top_activations
 from workbench.primitives.score.unit_importance import LABELS, Ratios, label_units
+from workbench.runs.stored import STORED
+
+from . import panel_figures as views
+from .figures import AXES, COLOURS, NAMES
+from .method import LABEL_UNIT, STEM, Spec, make_prompts, silent
+from .pruning import Labelled, Pruning
 
 MAX_POINTS = 8000  # drawn; of more, all but a random part of the complex and redundant ones
 N_PROMPTS = 64  # of each calibration set, where top tokens are looked for
 TOP_K = 8
 SHARES = {"safety": "r_scu", "utility": "r_ucu", "redundant": "r_ru"}  # slider: variable of the run
+
+
+def spec_of(result: Result, origin: str) -> Spec:
+    """The spec that the runs of an origin were made with."""
+    told = result.provenance.data.get("stored") if origin == STORED else None
+    return Spec.from_dict(told["spec"] if told else result.spec)
+
+
+def prune_at(
+    result: Result,
+    ratios: Ratios,
+    *,
+    run: int = 0,
+    scale: str = "raw",
+    model: Model,
+    n_random: int = 2,
+    progress: Progress = SILENT,
+) -> Result:
+    """Prune SCU, UCU, CU and RU at sizes of your own, from the importances of a finished run, and random units beside them.
+
+    Args:
+        result: of `run`. ratios: shares of all units. run: which of its runs; its prompts are drawn again. scale: of importance.
+        model: the one the importances are of. n_random: random groups a group. progress: per pruned model; cancelling keeps
+            the rows so far.
+
+    Returns:
+        Result with `label` [unit] and table `pruning`. `n_shared` counts units of a random group that are of the group
+        itself, which is unavoidable where the group holds more than half of a module.
+
+    Raises:
+        BadData: if the model has other weights than the one that was scored, or the shares add up to more than 1.
+    """
+    started = time.monotonic()
+    of = result.provenance.model
+    if of.get("weights") != model.weights_hash:
+        raise BadData(
+            f"these importances are of {of.get('name')} with other weights than {model.name} has; "
+            "load that model, or run the analysis on this one"
+        )
+    one = result.data.isel(run=run)
+    seed, units = int(one["seed"]), Labelled(one["importance"], scale, ratios)
+    labels = units.labels.astype(np.int8)
+    prompts = make_prompts(spec_of(result, str(one["origin"].values)), model.tokenizer, seed)
+    spec = {"safety": ratios.safety, "utility": ratios.utility, "redundant": ratios.redundant}
+    spec |= {"run": run, "scale": scale, "n_random": n_random}
+    provenance = Provenance.start(STEM, spec, seed, model=model.provenance(), data={"prompts": prompts.source})
+    bench = Pruning(model, prompts)
+    partial = prune_groups(bench, units, seed=seed, n_random=n_random, progress=progress)
+    coords = units.units.drop_vars(("scale", "set")).coords
+    label = xr.DataArray(labels, dims="unit", coords=coords, attrs={"long_name": "Label of the unit", "unit": LABEL_UNIT})
+    table = bench.table()
+    said = (*silent(table), *shared(table))
+    return Result(provenance.finish(started), xr.Dataset({"label": label}), {"pruning": table}, partial, said)
+
+
+def shared(table: pd.DataFrame) -> Iterable[str]:
+    """Groups whose random units are for more than a tenth of the group itself."""
+    drawn = table[table["arm"] == "random"].groupby("group", sort=False)[["n_shared", "n_units"]].sum()
+    for group, n in drawn[drawn["n_shared"] > 0.1 * drawn["n_units"]].iterrows():
+        share = f"{n['n_shared'] / n['n_units']:.0%}"
+        yield (
+            f"{share} of the random units beside {group} are {group} themselves, "
+            "because it holds more than half of some modules: no real control"
+        )
+
+
+def prune_groups(bench: Pruning, units: Labelled, *, seed: int, n_random: int, progress: Progress) -> bool:
+    """Prune every group and its matched random ones, drawn as a run of that seed draws them; True if cancelled."""
+    groups = ("SCU", "UCU", "CU", "RU")
+    jobs = [(group, draw) for group in groups for draw in (None, *range(n_random))]
+    try:
+        for done, (group, draw) in enumerate(jobs):
+            progress.update(done, len(jobs), f"pruning {group}{'' if draw is None else ' (random)'}")
+            chosen = units.group(group)
+            pruned = chosen if draw is None else units.random(chosen, seed, LABELS.index(group), draw)
+            arm = "group" if draw is None else "random"
+            bench.prune(group, arm, pruned, units.units, draw or 0, n_shared=int((pruned & chosen).sum()))
+        progress.update(len(jobs), len(jobs), "done")
+    except Cancelled:
+        return True
+    return False
 
 
 class UnitsState(PanelState):
@@ -52,7 +138,7 @@ class Units(Panel):
 
     def __init__(
         self, result: Result, model: Model | None = None, prompts: Sequence[str] = (), *, state: UnitsState | None = None,
-        compute: Callable[..., Result] = safety_units.prune_at, compute_top: Callable[..., Result] = top_activations,
+        compute: Callable[..., Result] = prune_at, compute_top: Callable[..., Result] = top_activations,
     ):  # fmt: skip
         self.state: UnitsState
         names = views.run_names(result)
@@ -248,7 +334,7 @@ class Units(Panel):
                 self._rows[s.run] = self.model.to_rows(self.prompts), ["given"] * len(self.prompts)
             else:
                 run = self._run
-                sets = safety_units.make_prompts(safety_units.spec_of(s.result, str(run["origin"].values)), self.model.tokenizer, int(run["seed"])).calibration
+                sets = make_prompts(spec_of(s.result, str(run["origin"].values)), self.model.tokenizer, int(run["seed"])).calibration
                 pairs = [(name, p, a) for name, part in (("safety", sets.safety), ("utility", sets.utility)) for p, a in part[:N_PROMPTS]]
                 self._rows[s.run] = [[*p, *a] for _, p, a in pairs], [name for name, _, _ in pairs]
         return self._rows[s.run]
@@ -299,7 +385,7 @@ class Units(Panel):
         rows = views.pruned_in_result(s.result, origin)
         if len(rows):
             n = int(rows["n"].max())
-            whose = f"{'Stored' if origin == safety_units.STORED else 'Run here'}: pruning at the sizes each run picked ({n} seed{'s' * (n != 1)}{', 95 % intervals' * (n > 1)})"
+            whose = f"{'Stored' if origin == STORED else 'Run here'}: pruning at the sizes each run picked ({n} seed{'s' * (n != 1)}{', 95 % intervals' * (n > 1)})"
             found["pruning_of_the_runs"] = views.pruning_groups(rows, whose, s.result)
         if s.pruned is not None:
             spec = s.pruned.spec

@@ -85,7 +85,7 @@ def notebooks_readme(found: list[Entry]) -> str:
         parts += [f"## {family}", "", f"{about[0].upper()}{about[1:]}.", ""]
         ready = [e for e in found if e.paper.family == family]
         for e in ready:
-            parts += [f"- [{e.title}]({family}/{e.paper.stem}.ipynb) ({e.checked})"]
+            parts += [f"- [{e.title}]({family}/{e.paper.stem}.ipynb): {e.checked}"]
         planned = [p.title for p in PAPERS.values() if p.family == family and p.stem not in {e.paper.stem for e in ready}]
         parts += [f"- planned: {'; '.join(planned)}", ""] if planned else [""]
     return "\n".join(parts).rstrip() + "\n"

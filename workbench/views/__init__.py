@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 _MODULES = {  # of the primitives' Results, by their stem
     "ablation": "ablation",
     "attention": "attention",
+    "attribution": "circuits",
+    "cell_attribution": "circuits",
+    "direct_logit_attribution": "attribution",
     "logit_lens": "lenses",
+    "path_patching": "circuits",
     "predictions": "predictions",
     "steering": "steering",
     "sweep": "sweep",
+    "top_activations": "top_activations",
     "two_checkpoints": "two_checkpoints",
 }
 

@@ -103,3 +103,10 @@ def neurons(result: Result, n: int = 15, example: int = 0) -> go.Figure:
     first = table.iloc[0]
     alt = f"The {len(table)} neurons that add most to the {of_what(result, example)}, by size; the first is {first.part} with {first.logits:.2f} logits."
     return theme.below_tokens(theme.finish(figure, f"Neurons: what the first {len(table)} add to the {of_what(result, example)}", alt, result.provenance))
+
+
+def figures(result: Result) -> dict[str, go.Figure]:
+    """All figures of a direct logit attribution: a map where its parts are heads, bars otherwise."""
+    by = str(result.spec["by"])
+    draw = {"component": components, "head": heads, "neuron": neurons}[by]
+    return {f"attribution_by_{by}": draw(result)}

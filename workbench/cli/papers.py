@@ -21,7 +21,7 @@ from workbench.core.catalogue import FAMILIES, PAPERS
 from workbench.core.errors import BadSpec, WorkbenchError
 from workbench.core.progress import Progress
 
-from .cli_reports import add_commands
+from .reports import add_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="A workbench for transformer interpretability, safety and privacy: one notebook per paper, every claim beside a control that must fail.")
 organisms_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The small models that ship: list them, build one again, verify what they show.")
@@ -287,7 +287,7 @@ def lab(
 @app.command()
 def doctor() -> None:
     """What this machine has: Python, GPU, memory, browser, hub, and package versions against the pins."""
-    from workbench.doctor import report
+    from .doctor import report
 
     lines, healthy = report()
     typer.echo("\n".join(lines))
@@ -323,7 +323,3 @@ def main() -> None:
         typer.echo("workbench: cancelled", err=True)
         raise SystemExit(130) from None
     raise SystemExit(code if isinstance(code, int) else 0)
-
-
-if __name__ == "__main__":
-    main()

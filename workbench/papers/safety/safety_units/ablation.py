@@ -10,8 +10,8 @@ import xarray as xr
 
 from workbench.core.progress import Cancelled, Progress
 from workbench.models.chat import Pair
+from workbench.models.inputs import pad
 from workbench.models.model import Model
-from workbench.models.tokens import pad
 from workbench.papers.safety.safety_units.prompts import Prompts, Sets, quick, score
 from workbench.primitives.read.capture import capture
 from workbench.primitives.score.statistics import intersection_over_union

@@ -1,4 +1,4 @@
-"""Runs the command in this process, through the same entry function as the installed script (no 5 s import each time)."""
+"""Runs the command in this process, by the entry function of the installed script (no 5 s import each time)."""
 
 import contextlib
 import io
@@ -11,7 +11,8 @@ from workbench import cli
 def workbench(*arguments: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of `workbench ARGUMENTS`."""
     out, err = io.StringIO(), io.StringIO()
-    with mock.patch.object(sys, "argv", ["workbench", *arguments]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    called = mock.patch.object(sys, "argv", ["workbench", *arguments])
+    with called, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             cli.main()
         except SystemExit as stopped:

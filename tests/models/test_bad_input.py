@@ -17,7 +17,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from workbench.core.errors import BadData, BadSpec, ModelNotFound, NoRoom, NoTokenizer, UnknownName, UnknownSite, UnsupportedModel, WorkbenchError
 from workbench.models import load
-from workbench.models.tokens import batches, pad
+from workbench.models.inputs import batches, pad
 from workbench.primitives.read.capture import capture
 from workbench.primitives.replace.ablation import ablate, reference_mean
 

@@ -22,8 +22,8 @@ from transformer_lens.model_bridge.generalized_components.attention import Atten
 from workbench.core import hooks
 from workbench.core.errors import BadData, NoRoom, NoTokenizer, UnknownSite, UnsupportedModel, WorkbenchError
 
+from .inputs import Batch
 from .spec import ModelSpec
-from .tokens import Batch
 
 Kind = Literal["causal-lm", "masked-lm", "encoder", "classifier", "image-classifier"]
 Hook = tuple[str, Callable[..., torch.Tensor | None]]

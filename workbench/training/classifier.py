@@ -22,7 +22,7 @@ from torch import nn
 from workbench.core import files
 from workbench.core.errors import BadData, BadSpec
 from workbench.core.spec import Spec, param
-from workbench.models.tokens import pad
+from workbench.models.inputs import pad
 
 
 @dataclass(frozen=True)

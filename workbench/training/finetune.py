@@ -18,7 +18,7 @@ from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.core.spec import Spec, param
 from workbench.models.chat import Pair
-from workbench.models.tokens import pad
+from workbench.models.inputs import pad
 
 from .freezing import Frozen
 from .language_model import parameter_groups, schedule

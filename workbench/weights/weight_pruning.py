@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from workbench.core.errors import BadData, NotFired, UnsupportedModel
-from workbench.models.tokens import Rows, batches
+from workbench.models.inputs import Rows, batches
 
 Where = Literal["mlp", "attention", "all"]
 _PLACE = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)\.(.+)")

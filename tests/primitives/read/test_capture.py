@@ -8,8 +8,8 @@ from workbench.core.errors import NoRoom, NotFired, UnknownSite, WorkbenchError
 from workbench.core.hooks import SITES
 from workbench.core.progress import Progress
 from workbench.models import load
+from workbench.models.inputs import pad
 from workbench.models.model import Model
-from workbench.models.tokens import pad
 from workbench.primitives.read.capture import capture, observe, plan_capture
 
 LAYERS = 2

@@ -8,8 +8,8 @@ from models.families import DECODERS, moved
 
 from workbench.core.errors import NotFired, UnsupportedModel, WorkbenchError
 from workbench.models import load
+from workbench.models.inputs import pad
 from workbench.models.model import Model
-from workbench.models.tokens import pad
 from workbench.primitives.read.capture import capture
 from workbench.primitives.replace.ablation import UNITS, ablate, reference_mean
 

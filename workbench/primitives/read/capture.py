@@ -18,8 +18,8 @@ from workbench.core.errors import NoRoom, NotFired, UnknownSite, WorkbenchError
 from workbench.core.hooks import SITES
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.models import memory
+from workbench.models.inputs import Batch, Rows, batches, refuse_text
 from workbench.models.model import Hook, Model
-from workbench.models.tokens import Batch, Rows, batches, refuse_text
 
 Key = tuple[str, int | None]
 Reduction = Literal["none", "mean", "last"] | Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

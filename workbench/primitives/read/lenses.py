@@ -21,8 +21,8 @@ from transformer_lens.tools.analysis import logit_readout
 from workbench.core.errors import BadData, UnsupportedModel
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.models.inputs import Rows, batches, refuse_text
 from workbench.models.model import Model
-from workbench.models.tokens import Rows, batches, refuse_text
 from workbench.primitives.read.capture import Capture, capture
 
 Ids = Sequence[int] | torch.Tensor

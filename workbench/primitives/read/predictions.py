@@ -19,8 +19,8 @@ from workbench.core.errors import BadData, UnsupportedModel
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.models.inputs import Rows, batches
 from workbench.models.model import Model
-from workbench.models.tokens import Rows, batches
 
 AT_ONCE = 256  # positions whose probabilities are in memory together
 

@@ -17,8 +17,8 @@ import torch
 import xarray as xr
 
 from workbench.core.progress import SILENT, Progress
+from workbench.models.inputs import Rows
 from workbench.models.model import Model
-from workbench.models.tokens import Rows
 from workbench.primitives.read.capture import Key
 from workbench.primitives.read.reductions import Reduction, load_reduction, project, save_reduction
 from workbench.primitives.read.store.parts import cut

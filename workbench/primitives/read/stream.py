@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from workbench.core.errors import BadData, NotFired, UnsupportedModel
+from workbench.models.inputs import Rows, batches, refuse_text
 from workbench.models.model import Hook, Model
-from workbench.models.tokens import Rows, batches, refuse_text
 from workbench.primitives.read.capture import Key, _dims, _keys
 
 

@@ -16,8 +16,8 @@ from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.models.inputs import Rows
 from workbench.models.model import Model
-from workbench.models.tokens import Rows
 from workbench.primitives.read.reductions import TopK
 from workbench.primitives.read.stream import check_rows, lengths_of, site_keys, stream
 

@@ -14,8 +14,8 @@ import torch
 
 from workbench.core.errors import NotFired, UnsupportedModel, WorkbenchError
 from workbench.core.hooks import SITES
+from workbench.models.inputs import Batch
 from workbench.models.model import Hook, Model
-from workbench.models.tokens import Batch
 
 UNITS = {"z": "head", "q": "head", "k": "kv_head", "v": "kv_head", "pattern": "head", "attn_scores": "head", "mlp_post": "d_mlp", "mlp_pre": "d_mlp"}
 DynamicMask = Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor]

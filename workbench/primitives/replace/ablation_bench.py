@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from workbench.core.errors import BadData, NotFired, UnknownName, UnsupportedModel, WorkbenchError
+from workbench.models.inputs import Batch, Rows, batches
 from workbench.models.model import Hook, Model
-from workbench.models.tokens import Batch, Rows, batches
 from workbench.primitives.replace.ablation import Ablated, Report, ablate
 from workbench.primitives.score.metrics import Metric
 

@@ -16,9 +16,9 @@ import torch
 from workbench.core.errors import BadData, NoRoom, UnknownSite, UnsupportedModel, WorkbenchError
 from workbench.core.hooks import SITES
 from workbench.models import memory
+from workbench.models.inputs import Batch, Prompts, by_length
 from workbench.models.model import Hook, Model
 from workbench.models.resumed import BaseRun
-from workbench.models.tokens import Batch, Prompts, by_length
 from workbench.primitives.replace.ablation import UNITS
 from workbench.primitives.score.metrics import Metric
 

@@ -7,8 +7,8 @@ import torch
 
 from workbench.core.errors import BadData
 from workbench.core.hooks import SITES
+from workbench.models.inputs import Batch, Prompts, by_length
 from workbench.models.model import Model
-from workbench.models.tokens import Batch, Prompts, by_length
 from workbench.primitives.replace.sweep_plan import read_site
 
 

@@ -22,9 +22,9 @@ from workbench.core.hooks import SITES
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.models.inputs import Batch, Prompts, by_length
 from workbench.models.model import Hook, Model
 from workbench.models.resumed import BaseRun
-from workbench.models.tokens import Batch, Prompts, by_length
 from workbench.primitives.replace.sweep_plan import Axis, Cell, Group, Job, plan_job, settle_all
 from workbench.primitives.replace.sweep_sources import FromRun, MeanOver, Resample, Source, Zero, source_of, source_values
 from workbench.primitives.score.metrics import Metric

@@ -20,8 +20,8 @@ import xarray as xr
 from workbench.core.errors import BadData, UnknownName, UnsupportedModel
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.models.inputs import Prompts, Rows
 from workbench.models.model import Model
-from workbench.models.tokens import Prompts, Rows
 from workbench.primitives.replace.sweeps import Source, sweep
 from workbench.primitives.score.metrics import Metric
 

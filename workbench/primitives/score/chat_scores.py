@@ -14,8 +14,8 @@ import torch
 from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.models.chat import Pair
+from workbench.models.inputs import Rows, batches
 from workbench.models.model import Model
-from workbench.models.tokens import Rows, batches
 from workbench.primitives.steer.steering import generate
 
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 
 from workbench.core.errors import BadData, UnknownName
+from workbench.models.inputs import Rows
 from workbench.models.model import Model
-from workbench.models.tokens import Rows
 from workbench.primitives.score import metrics
 from workbench.primitives.score.metrics import Metric
 

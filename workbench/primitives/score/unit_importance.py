@@ -19,8 +19,8 @@ import xarray as xr
 from workbench.core.errors import BadData, NotFired
 from workbench.core.progress import SILENT, Progress
 from workbench.models.chat import Pair
+from workbench.models.inputs import Rows, batches
 from workbench.models.model import Hook, Model
-from workbench.models.tokens import Rows, batches
 from workbench.primitives.read.capture import observe
 from workbench.primitives.read.reductions import Moments
 

@@ -14,8 +14,8 @@ import torch
 
 from workbench.core import hooks
 from workbench.core.errors import BadData, UnknownSite
+from workbench.models.inputs import Rows
 from workbench.models.model import Model
-from workbench.models.tokens import Rows
 from workbench.primitives.read.capture import capture
 
 Pooling = Literal["last", "mean"]

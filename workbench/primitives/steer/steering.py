@@ -21,8 +21,8 @@ from workbench.core.errors import BadData, NotFired, WorkbenchError
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.models.inputs import Rows, batches, refuse_text
 from workbench.models.model import Hook, Model
-from workbench.models.tokens import Rows, batches, refuse_text
 from workbench.primitives.replace.ablation import Report
 from workbench.primitives.score.generation_metrics import continuation_loss, degeneration
 from workbench.primitives.score.metrics import Metric
@@ -128,7 +128,7 @@ def steer(
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or (prompt_lengths is not None and len(prompt_lengths) != len(rows)):
         counts = f"{len(rows)} rows of lengths {sorted(lengths)}" + ("" if prompt_lengths is None else f" and {len(prompt_lengths)} prompt lengths")
-        raise BadData(f"steer runs rows of one length, with a prompt length each if any, got {counts}; steer each length on its own (models.tokens.batches groups them)")
+        raise BadData(f"steer runs rows of one length, with a prompt length each if any, got {counts}; steer each length on its own (models.inputs.batches groups them)")
     tokens = torch.as_tensor(rows)
     with model.alone():
         clean = model.forward(tokens) if clean is None else clean

@@ -21,8 +21,8 @@ from workbench.core.spec import param
 from workbench.datasets import tasks
 from workbench.datasets.bigram_backcopy import VOCABULARY, BigramBackcopy, is_trigger
 from workbench.models import ModelSpec, load
+from workbench.models.inputs import Batch, batches
 from workbench.models.model import Model
-from workbench.models.tokens import Batch, batches
 from workbench.primitives.read.capture import observe
 from workbench.primitives.replace.ablation import ablate
 from workbench.primitives.score import head_scores as hs

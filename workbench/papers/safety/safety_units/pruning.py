@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 
 from workbench.models.chat import Pair
+from workbench.models.inputs import pad
 from workbench.models.model import Model
-from workbench.models.tokens import pad
 from workbench.primitives.read.capture import capture
 from workbench.primitives.score.statistics import intersection_over_union
 from workbench.primitives.score.unit_importance import (

@@ -29,8 +29,8 @@ import torch
 from workbench.core import files
 from workbench.core.errors import BadData
 from workbench.core.provenance import versions
+from workbench.models.inputs import Rows
 from workbench.models.model import Model
-from workbench.models.tokens import Rows
 from workbench.primitives.read.capture import Key
 
 from .shards import SUFFIX, BrokenStore, Field, OtherStore, locked

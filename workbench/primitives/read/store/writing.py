@@ -29,8 +29,8 @@ from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import git_state, versions
 from workbench.datasets.prompts import Tokenised
 from workbench.models import ModelSpec, load, memory
+from workbench.models.inputs import Rows
 from workbench.models.model import Model
-from workbench.models.tokens import Rows
 from workbench.primitives.read.capture import plan_capture
 from workbench.primitives.read.stream import Piece, as_rows, check_rows, flat_ids, lengths_of, site_keys, stream, unit_dims
 from workbench.scale.executors import Executor, run_all

@@ -1,7 +1,9 @@
 """`workbench doctor`: what this machine has and what is missing, one line each, with what to do about it."""
 
+import os
 import platform
 import re
+import socket
 import sys
 from importlib import metadata
 
@@ -11,10 +13,11 @@ DISTRIBUTION = "circuit-workbench"
 
 
 def report() -> tuple[list[str], bool]:
-    """Lines to print, and whether everything the embedded analyses need is there (a GPU, browser or hub is not needed)."""
-    lines, healthy = [f"python      {platform.python_version()}" + ("" if sys.version_info >= (3, 11) else "  NEEDS 3.11")], sys.version_info >= (3, 11)
+    """Lines to print, and whether all that embedded analyses need is there (a GPU, browser or hub is not needed)."""
+    python_ok = sys.version_info >= (3, 11)
+    python = f"python      {platform.python_version()}{'' if python_ok else '  NEEDS 3.11'}"
     pins, pins_ok = _pins()
-    return lines + _torch() + [_memory(), _browser(), _hub()] + pins, healthy and pins_ok
+    return [python, *_torch(), _memory(), _browser(), _hub(), *pins], python_ok and pins_ok
 
 
 def _torch() -> list[str]:
@@ -41,13 +44,10 @@ def _memory() -> str:
 def _browser() -> str:
     from workbench.reports.images import find_browser
 
-    return "browser     found (PNG export works)" if find_browser() else "browser     none: no PNG export; install chromium"
+    return "browser     " + ("found (PNG export works)" if find_browser() else "none: no PNG export; install chromium")
 
 
 def _hub() -> str:
-    import os
-    import socket
-
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return "hub         offline by HF_HUB_OFFLINE; local directories and organisms work"
     try:
@@ -71,5 +71,6 @@ def _pins() -> tuple[list[str], bool]:
             have = ""
         if not have or not requirement.specifier.contains(have, prereleases=True):
             ok = False
-            lines.append(f"package     {requirement.name} {have or 'missing'}, wanted {requirement.specifier}: pip install -e .")
+            found = f"{requirement.name} {have or 'missing'}"
+            lines.append(f"package     {found}, wanted {requirement.specifier}: pip install -e .")
     return lines or ["packages    all within the pins"], ok

@@ -1,4 +1,4 @@
-"""The commands of review copies as a user meets them: one small run becomes a page, bundles, a reproduction, a comparison."""
+"""The reports as a user meets them: one small run becomes a page, bundles, a reproduction, a comparison."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from cli_runner import workbench
 
-SMALL = ("--set", "n_inputs=12", "--set", "scores=awft,ahon_ln", "--set", "n_random=1", "--set", "length=24", "--set", "controls=false")
+SETTINGS = ("n_inputs=12", "scores=awft,ahon_ln", "n_random=1", "length=24", "controls=false")
+SMALL_RUN = ("run", "attention_sinks", *(word for setting in SETTINGS for word in ("--set", setting)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,7 +24,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     """Two small runs that differ in their seed."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
-        workbench("run", "attention_sinks", *SMALL, "--set", f"seed={seed}", "--out", str(folder / str(seed)))
+        workbench(*SMALL_RUN, "--set", f"seed={seed}", "--out", str(folder / str(seed)))
     return folder / "0", folder / "1"
 
 
@@ -40,7 +41,8 @@ def test_a_result_becomes_a_page(runs, tmp_path):
     page = (tmp_path / "attention_sinks.html").read_text()
     assert code == 0 and str(tmp_path / "attention_sinks.html") in text
     claims = json.loads((runs[0] / "claims.json").read_text())
-    assert all(claim["text"].replace("<", "&lt;").replace(">", "&gt;") in page for claim in claims) and "http" not in page.split("plotly", 1)[0]
+    assert all(claim["text"].replace("<", "&lt;").replace(">", "&gt;") in page for claim in claims)
+    assert "http" not in page.split("plotly", 1)[0]
 
 
 def test_several_become_one_document_with_a_front_page(runs, tmp_path):
@@ -86,7 +88,7 @@ def test_index_check_and_gallery(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("report", "attention_sink"), "'attention_sink' is no stem of `workbench list`, no notebook and no result folder"),
+        (("report", "attention_sink"), "is no stem of `workbench list`, no notebook and no result folder"),
         (("report", "epic"), "epic has no notebook yet"),
         (("report", "attention_sinks", "--to", "docx"), "--to must be html, slides, pdf"),
         (("reproduce", "nowhere"), "holds no readable provenance.json"),

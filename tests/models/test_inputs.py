@@ -9,7 +9,7 @@ from models.families import DECODERS, FAMILIES, GPT2, GQA, NO_SPECIAL, SIZE, WIT
 
 from workbench.core.errors import BadData, WorkbenchError
 from workbench.models import load
-from workbench.models.tokens import Batch, batches, pad
+from workbench.models.inputs import Batch, batches, pad
 
 ROWS = st.lists(st.lists(st.integers(0, 63), min_size=1, max_size=6), min_size=1, max_size=12)
 LENGTHS = (3, 8, 5, 1)

@@ -1,0 +1,166 @@
+"""Runs as a user meets them: exit codes, what is printed, files written, cancel, kill and resume."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_runner import workbench
+
+SETTINGS = ("--set", "n_inputs=12", "--set", "scores=awft,ahon_ln", "--set", "n_random=1", "--set", "length=24")
+SMALL_RUN = ("run", "attention_sinks", *SETTINGS)
+SLOW_RUN = ("run", "attention_sinks", "--set", "n_inputs=60", "--set", "controls=false")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[int, str, Path]:
+    """One small run, written to a folder."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    code, text, _ = workbench(*SMALL_RUN, "--out", str(out))
+    return code, text, out
+
+
+def test_run_prints_claims_and_writes_what_it_promises(finished):
+    code, text, out = finished
+    claims = json.loads((out / "claims.json").read_text())
+    assert code == (0 if all(c["ok"] is not False for c in claims) else 1)
+    for claim in claims:
+        assert claim["text"] in text
+    assert json.loads((out / "provenance.json").read_text())["spec"]["n_inputs"] == 12
+    assert (out / "result" / "result.json").is_file()
+    page = (out / "report.html").read_text()
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=.?https?:", page)
+    if shutil.which("chromium"):
+        assert (out / "figures" / "accuracy_vs_share.png").stat().st_size > 10_000
+
+
+def test_a_saved_result_gives_the_same_claims(finished):
+    from workbench.core.claims import check
+    from workbench.core.result import Result
+    from workbench.papers import method
+
+    rows = check(Result.load(finished[2] / "result"), method("attention_sinks").CLAIMS).rows()
+    assert rows == json.loads((finished[2] / "claims.json").read_text())
+
+
+def test_json_output_is_json(tmp_path):
+    _, text, _ = workbench(*SMALL_RUN, "--set", "controls=false", "--out", str(tmp_path / "o"), "--json")
+    assert set(json.loads(text)) == {"partial", "passed", "claims", "warnings", "report"}
+
+
+def test_exit_code_is_1_when_a_control_holds_or_a_claim_does_not(monkeypatch, tmp_path):
+    from workbench.core.claims import Claim
+    from workbench.papers import method
+
+    module = method("attention_sinks")
+    holding = Claim("a control that holds", "here", lambda r: 1.0, ">", 0.0, "made for this test", kind="control")
+    monkeypatch.setattr(module, "CLAIMS", (holding,))
+    code, text, _ = workbench(*SMALL_RUN, "--set", "controls=false", "--out", str(tmp_path / "o"))
+    assert code == 1 and "CONTROL HOLDS" in text
+
+
+def test_list_json():
+    _, text, _ = workbench("list", "--json")
+    papers = json.loads(text)
+    assert len(papers) == 63 and next(p for p in papers if p["stem"] == "attention_sinks")["ready"]
+
+
+def _start(out: Path, **environment: str) -> subprocess.Popen:
+    command = Path(sys.executable).with_name("workbench")
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    pipe = subprocess.PIPE
+    return subprocess.Popen([command, *SLOW_RUN, "--out", out], stdout=pipe, stderr=pipe, text=True, env=env)
+
+
+def _wait_for(path: Path, running: subprocess.Popen) -> None:
+    for _ in range(600):
+        if path.is_file():
+            return
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.05)
+    raise AssertionError("nothing was kept within 30 s")
+
+
+def _filled(out: Path) -> int:
+    from workbench.core.result import Result
+
+    return int(Result.load(out / "result").data["accuracy"].notnull().any("input").sum())
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_from_what_was_kept(tmp_path):
+    out = tmp_path / "out"
+    running = _start(out, WORKBENCH_KEEP_SECONDS="0")
+    _wait_for(out / "result" / "result.json", running)
+    running.kill()
+    running.wait()
+    before = _filled(out)
+    assert 0 < before < 15 * 7
+    code, text, _ = workbench(*SLOW_RUN, "--out", str(out), "--json")
+    assert not json.loads(text)["partial"] and code in (0, 1)
+    assert _filled(out) == 15 * 7
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_partial_results_and_says_so(tmp_path):
+    out = tmp_path / "out"
+    running = _start(out, WORKBENCH_KEEP_SECONDS="0")
+    _wait_for(out / "result" / "result.json", running)
+    running.send_signal(signal.SIGINT)
+    text, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "goes on from there" in errors and "not testable" in text
+    assert 0 < _filled(out) < 15 * 7
+
+
+def test_a_report_that_finds_no_room_leaves_claims_and_result(tmp_path, monkeypatch):
+    """Not simulated: the disk's own limit on a file's size, between the result's files and the report's megabytes."""
+    why = "the limit on file sizes is set with the module resource: runs on Linux and macOS"
+    resource = pytest.importorskip("resource", reason=why)
+    from workbench.core.result import Result
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        code, text, errors = workbench(*SMALL_RUN, "--set", "controls=false", "--out", str(tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code in (0, 1) and "measured" in text and "Report with figures" not in text
+    assert "the report could not be written (File too large)" in errors and "workbench report" in errors
+    assert not Result.load(tmp_path / "out" / "result").partial and not (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
+    """Neither keeping in the middle nor saving at the end may lose the run; the last line says where it all went."""
+    from workbench.core.result import Result
+
+    real = Result.save
+
+    def full(self, folder):
+        if Path(folder).is_relative_to(tmp_path / "out"):
+            raise OSError(28, "No space left on device")
+        return real(self, folder)
+
+    monkeypatch.setattr(Result, "save", full)
+    monkeypatch.setenv("WORKBENCH_KEEP_SECONDS", "0")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, text, errors = workbench(*SMALL_RUN, "--set", "controls=false", "--out", str(tmp_path / "out"))
+    assert code in (0, 1) and "measured" in text
+    assert "the run goes on" in errors and "everything went to" in errors
+    (saved,) = tmp_path.glob("workbench-*/result")
+    assert not Result.load(saved).partial
+
+
+def test_resuming_with_another_spec_is_refused(tmp_path, finished):
+    from workbench.core.result import Result
+
+    partial = Result.load(finished[2] / "result")
+    Result(partial.provenance, partial.data, {}, True).save(tmp_path / "out" / "result")
+    code, _, errors = workbench(*SMALL_RUN, "--set", "seed=5", "--out", str(tmp_path / "out"))
+    assert code == 2 and "another spec" in errors

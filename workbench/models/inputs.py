@@ -1,19 +1,24 @@
-"""Token batches: the only place where rows of unequal length are padded, and where BOS is put in front.
+"""What a model reads: texts, rows of ids, a tensor or a Batch, brought to one form by `rows_of`, `batch_of` or `tokens_of`.
+
+Every primitive takes all four. This is the only place where rows of unequal length are padded.
 
 The default is to batch rows of equal length together, so that nothing is padded. Where padding is asked for, the mask
 travels with the tokens and TransformerLens derives the positions from it; tests hold padded = alone within 1e-4.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from workbench.core.errors import BadData
 
+if TYPE_CHECKING:
+    from .model import Model
+
 Rows = Sequence[Sequence[int]]
-Prompts = torch.Tensor | Rows  # [example, pos] tokens, or rows of token ids of any lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +46,64 @@ class Batch:
         return Batch(self.tokens.to(device), self.mask.to(device), self.index)
 
 
-def refuse_text(rows: Iterable[object]) -> None:
-    """Raises BadData on texts where rows of token ids belong."""
-    if any(isinstance(row, str) for row in rows):
-        raise BadData("rows are token ids, and these are text: model.to_rows(texts) makes them")
+Inputs = str | Sequence[str] | Sequence[int] | Rows | torch.Tensor | Batch
+
+
+def rows_of(model: "Model", inputs: Inputs) -> list[list[int]]:
+    """Token ids of each prompt, unpadded, in the order given.
+
+    Args:
+        inputs: a text or several (the tokenizer's own settings decide about BOS), one row of ids or several, an
+            [example, pos] tensor, or a Batch.
+
+    Raises:
+        BadData: on no prompts, an empty one, a mixture of texts and ids, or a tensor of another shape.
+        NoTokenizer: on texts, where the model came without one.
+    """
+    if isinstance(inputs, Batch):
+        places = inputs.index.argsort().tolist()
+        return [inputs.tokens[i][inputs.mask[i]].tolist() for i in places]
+    if isinstance(inputs, (torch.Tensor, np.ndarray)):
+        if inputs.ndim not in (1, 2) or not inputs.shape[-1] or not len(inputs):
+            raise BadData(f"prompts are [example, pos] token ids, got a tensor of shape {tuple(inputs.shape)}")
+        return [inputs.tolist()] if inputs.ndim == 1 else inputs.tolist()
+    items = [inputs] if isinstance(inputs, str) else list(inputs)
+    if not items:
+        raise BadData("there are no prompts; give at least one text or row of token ids")
+    n_texts = sum(isinstance(item, str) for item in items)
+    if n_texts == len(items):
+        return _none_empty(model.to_rows([str(item) for item in items]))
+    if n_texts:
+        raise BadData(f"{n_texts} of {len(items)} prompts are texts and the others token ids; give one kind")
+    if isinstance(items[0], (int, np.integer)) or (isinstance(items[0], torch.Tensor) and items[0].ndim == 0):
+        return [[int(i) for i in items]]  # type: ignore[arg-type]
+    return _none_empty([[int(i) for i in item] for item in items])  # type: ignore[union-attr]
+
+
+def _none_empty(rows: list[list[int]]) -> list[list[int]]:
+    if empty := [i for i, row in enumerate(rows) if not row]:
+        raise BadData(f"prompt {empty[0]} is empty and has no tokens to run: give every prompt at least one (a BOS counts)")
+    return rows
+
+
+def batch_of(model: "Model", inputs: Inputs) -> Batch:
+    """All prompts as one Batch, shorter ones padded on the right. Inputs and errors as `rows_of`."""
+    return inputs if isinstance(inputs, Batch) else pad(rows_of(model, inputs), model.pad_id)
+
+
+def tokens_of(model: "Model", inputs: Inputs) -> torch.Tensor:
+    """[example, pos] ids of prompts of one length, for what compares prompts position by position.
+
+    Raises:
+        BadData: if the prompts have several lengths; otherwise as `rows_of`.
+    """
+    if isinstance(inputs, torch.Tensor) and inputs.ndim == 2:
+        return inputs
+    rows = rows_of(model, inputs)
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1:
+        raise BadData(f"prompts must have one length to be compared position by position, got {lengths[0]} to {lengths[-1]} tokens")
+    return torch.tensor(rows)
 
 
 def pad(rows: Rows, pad_id: int, side: Literal["left", "right"] = "right", index: Sequence[int] | None = None) -> Batch:
@@ -57,9 +116,8 @@ def pad(rows: Rows, pad_id: int, side: Literal["left", "right"] = "right", index
         index: [batch] the rows' numbers in the whole set; counted from 0 if not given.
 
     Raises:
-        BadData: on no rows, an empty row, or text.
+        BadData: on no rows or an empty row.
     """
-    refuse_text(rows)
     if not rows or any(len(row) == 0 for row in rows):
         raise BadData("an empty prompt has no tokens to run: give every row at least one token (a BOS counts)")
     longest = max(len(row) for row in rows)
@@ -92,16 +150,13 @@ def batches(rows: Rows, batch_size: int, *, pad_id: int = 0, equal_lengths: bool
             yield pad([rows[i] for i in chosen], pad_id, side, chosen)
 
 
-def by_length(prompts: Prompts) -> list[Batch]:
+def by_length(model: "Model", prompts: Inputs) -> list[Batch]:
     """Prompts in sets of one length, shortest first; nothing is padded, and `Batch.index` says which prompts each set has.
 
     Raises:
-        BadData: on no prompts, an empty one, text, or a tensor that is not [example, pos].
+        BadData: as `rows_of`.
     """
-    if isinstance(prompts, torch.Tensor):
-        if prompts.ndim != 2 or prompts.numel() == 0:
-            raise BadData(f"prompts must be [example, pos] tokens or rows of token ids, got a tensor of shape {tuple(prompts.shape)}")
+    if isinstance(prompts, torch.Tensor) and prompts.ndim == 2 and prompts.numel():
         return [Batch(prompts, torch.ones_like(prompts, dtype=torch.bool), torch.arange(len(prompts)))]
-    if not len(prompts):
-        raise BadData("there are no prompts; give at least one row of token ids")
-    return sorted(batches(prompts, len(prompts)), key=lambda batch: batch.tokens.shape[1])
+    rows = rows_of(model, prompts)
+    return sorted(batches(rows, len(rows)), key=lambda batch: batch.tokens.shape[1])

@@ -97,7 +97,7 @@ def summary(
         keys: {table: columns that tell its conditions apart}. scores: columns that are summed up, where a table has them.
 
     Returns:
-        Columns table, origin, all of `keys` ("" where a table has no such column), score, mean, low, high, n_seeds.
+        Columns table, origin, all of `keys` as text ("" where a table has no such column), score, mean, low, high, n_seeds.
     """
     names = list(dict.fromkeys(name for columns in keys.values() for name in columns))
     scores, rows = list(scores), []
@@ -106,7 +106,7 @@ def summary(
         if found is None or found.empty:
             continue
         for key, part in found.groupby(["origin", *columns], sort=False):
-            about = dict.fromkeys(names, "") | dict(zip(("origin", *columns), key, strict=True))
+            about = dict.fromkeys(names, "") | dict(zip(("origin", *columns), map(str, key), strict=True))
             means = part.groupby("seed")[[score for score in scores if score in found]].mean()
             for score in means:
                 low, high = student_interval(means[score].to_numpy())

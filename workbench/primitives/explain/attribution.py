@@ -24,8 +24,9 @@ from workbench.core.errors import UnsupportedModel, WorkbenchError
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.models.inputs import Inputs
 from workbench.models.model import Hook, Model
-from workbench.primitives.explain.residual_graph import Graph, Port, Run, check_pair, read_run
+from workbench.primitives.explain.residual_graph import Graph, Port, Run, read_run, token_pair
 from workbench.primitives.score.metrics import Metric
 
 Mode = Literal["inputs", "activations"]
@@ -35,11 +36,11 @@ Point = tuple[slice, list[Hook]]  # which writers it scores, and what is replace
 # ---- nodes ----
 
 
-def attribute_nodes(model: Model, clean: torch.Tensor, corrupted: torch.Tensor, metric: Metric, *, progress: Progress = SILENT) -> Result:
+def attribute_nodes(model: Model, clean: Inputs, corrupted: Inputs, metric: Metric, *, progress: Progress = SILENT) -> Result:
     """Score the embedding, every head and every MLP at every position: (clean - corrupted activation) . gradient at corrupted.
 
     Args:
-        clean, corrupted: [batch, pos] ids of one shape. metric: differentiable, of the rows in their order.
+        clean, corrupted: prompts of one length (texts, rows, [batch, pos] ids or a Batch). metric: differentiable, of the rows in their order.
         progress: per row; a cancelled call keeps the rows it has.
 
     Returns:
@@ -51,7 +52,7 @@ def attribute_nodes(model: Model, clean: torch.Tensor, corrupted: torch.Tensor, 
     Source: Nanda 2023, "Attribution patching"; computed by transformer_lens.tools.analysis.attribution_patch.
     """
     model.require("causal-lm", "node attribution")
-    check_pair(clean, corrupted)
+    clean, corrupted = token_pair(model, clean, corrupted)
     since, provenance = begin("nodes", model, metric)
     clean, corrupted = clean.to(model.device), corrupted.to(model.device)
     rows: list[dict[Node, float]] = []
@@ -104,8 +105,8 @@ def begin(what: str, model: Model, metric: Metric, **settings: Any) -> tuple[flo
 
 def attribute_edges(
     model: Model,
-    clean: torch.Tensor,
-    corrupted: torch.Tensor,
+    clean: Inputs,
+    corrupted: Inputs,
     metric: Metric,
     *,
     steps: int = 1,
@@ -125,7 +126,7 @@ def attribute_edges(
       patching it.
 
     Args:
-        clean, corrupted: [batch, pos] ids of one shape. metric: differentiable, of the rows in their order.
+        clean, corrupted: prompts of one length (texts, rows, [batch, pos] ids or a Batch). metric: differentiable, of the rows in their order.
         batch_size: rows run together; changes memory, not scores.
         progress: per batch; a cancelled call has the mean over the rows done.
 
@@ -134,13 +135,13 @@ def attribute_edges(
         where there is no edge; `clean` and `corrupted` [example] metrics; tables["edges"] sorted by |score|.
 
     Raises:
-        UnsupportedModel, BadData, WorkbenchError: as for `Graph.of`, `check_pair`, a metric without gradient or bad settings.
+        UnsupportedModel, BadData, WorkbenchError: as for `Graph.of`, `token_pair`, a metric without gradient or bad settings.
 
     Source: Hanna et al. 2024. The points k = 0 .. steps-1 are those of the authors' code (hannamw/EAP-IG, "EAP-IG-inputs").
     Inferred: in "activations" the base run is the corrupted one, each group scores itself only and the points start at 0,
     so that one sign convention holds; their code moves groups in the clean run, k = 1 .. steps, and averages over groups.
     """
-    check_pair(clean, corrupted)
+    clean, corrupted = token_pair(model, clean, corrupted)
     if steps < 1 or mode not in ("inputs", "activations"):
         raise WorkbenchError(f"steps must be at least 1 and mode 'inputs' or 'activations', got {steps} and {mode!r}")
     since, provenance = begin("edges", model, metric, steps=steps, mode=mode)

@@ -19,9 +19,10 @@ import xarray as xr
 from workbench.core.errors import DegenerateBaseline, NotFired, WorkbenchError
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.result import Result
+from workbench.models.inputs import Inputs
 from workbench.models.model import Hook, Model
 from workbench.primitives.explain.attribution import begin
-from workbench.primitives.explain.residual_graph import Graph, Port, check_pair, read_run
+from workbench.primitives.explain.residual_graph import Graph, Port, read_run, token_pair
 from workbench.primitives.score.metrics import Metric
 
 Ablation = Literal["corrupted", "zero", "mean"]
@@ -78,8 +79,8 @@ def patch_edges(model: Model, graph: Graph, tokens: torch.Tensor, replacement: t
 
 def faithfulness(
     model: Model,
-    clean: torch.Tensor,
-    corrupted: torch.Tensor,
+    clean: Inputs,
+    corrupted: Inputs,
     metric: Metric,
     scores: Result,
     ks: Sequence[int],
@@ -113,7 +114,8 @@ def faithfulness(
     if not ks or min(ks) < 0:
         raise WorkbenchError(f"ks must be numbers of edges, got {list(ks)}")
     with model.alone():
-        graph = _graph(model, clean, corrupted)
+        clean, corrupted = token_pair(model, clean, corrupted)
+        graph = Graph.of(model, clean)
         sets = [drop for best in (_best(graph, scores, k) for k in ks) for drop in (~best, best)]
         m = _replaced(model, graph, clean, corrupted, metric, sets, ablate, batch_size, progress)
     gap = _gap(m, metric)
@@ -136,8 +138,8 @@ def faithfulness(
 
 def minimality(
     model: Model,
-    clean: torch.Tensor,
-    corrupted: torch.Tensor,
+    clean: Inputs,
+    corrupted: Inputs,
     metric: Metric,
     scores: Result,
     k: int,
@@ -172,7 +174,8 @@ def minimality(
     """
     since, provenance = begin("minimality", model, metric, ablate=ablate, k=k, n_random=n_random, scores=scores.spec, seed=seed)
     with model.alone():
-        graph = _graph(model, clean, corrupted)
+        clean, corrupted = token_pair(model, clean, corrupted)
+        graph = Graph.of(model, clean)
         best, exists = _best(graph, scores, k), graph.exists()
         inside, outside = np.argwhere(best & exists), np.argwhere(~best & exists)
         if not len(inside) or not len(outside) or n_random < 1:
@@ -220,11 +223,6 @@ def _path_through(graph: Graph, exists: np.ndarray, edge: tuple[int, int], seed:
         writer = int(rng.choice(nodes))
         path.append((writer, int(rng.choice(np.flatnonzero(exists[writer])))))
     return path
-
-
-def _graph(model: Model, clean: torch.Tensor, corrupted: torch.Tensor) -> Graph:
-    check_pair(clean, corrupted)
-    return Graph.of(model, clean)
 
 
 def _replaced(
@@ -287,8 +285,8 @@ def _best(graph: Graph, scores: Result, k: int) -> np.ndarray:
 
 def calibrate(
     model: Model,
-    clean: torch.Tensor,
-    corrupted: torch.Tensor,
+    clean: Inputs,
+    corrupted: Inputs,
     metric: Metric,
     scores: Result,
     *,
@@ -308,7 +306,7 @@ def calibrate(
         and `spearman`: rank correlation of approx and exact over all of them, and over the random ones alone. The top ones
         were picked by size, which flatters a correlation; nan below 3 nodes. Forwards: 2 + n_top + n_random.
     """
-    check_pair(clean, corrupted)
+    clean, corrupted = token_pair(model, clean, corrupted)
     since, provenance = begin("calibration", model, metric, n_top=n_top, n_random=n_random, seed=seed, scores=scores.spec)
     score = scores.data["score"]
     totals = score.mean("example").sum("pos") if "node" in score.dims else score.sum("reader")

@@ -6,12 +6,12 @@ a paper. Cost: per batch of 8 rows 5 forwards for the set and for each random on
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 
 from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.result import Result
+from workbench.models.inputs import Inputs
 from workbench.models.model import Model
 from workbench.primitives.explain.circuits import faithfulness
 from workbench.primitives.score.metrics import Metric
@@ -30,8 +30,8 @@ class _Part(Progress):
 
 def edges_faithfulness(
     model: Model,
-    clean: torch.Tensor,
-    corrupted: torch.Tensor,
+    clean: Inputs,
+    corrupted: Inputs,
     metric: Metric,
     scores: Result,
     edges: pd.DataFrame,

@@ -17,8 +17,9 @@ from workbench.core.errors import NotFired
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.models.inputs import Inputs
 from workbench.models.model import Hook, Model
-from workbench.primitives.explain.residual_graph import Graph, Port, Receiver, Run, Sender, check_pair, read_run
+from workbench.primitives.explain.residual_graph import Graph, Port, Receiver, Run, Sender, read_run, token_pair
 from workbench.primitives.score.metrics import Metric
 
 
@@ -44,8 +45,8 @@ def _sets(place: Callable[[Any], int], names: Sequence[Any]) -> list[list[int]]:
 
 def path_patch(
     model: Model,
-    clean: torch.Tensor,
-    corrupted: torch.Tensor,
+    clean: Inputs,
+    corrupted: Inputs,
     senders: Sequence[Sender | list[Sender]],
     receivers: Sequence[Receiver | list[Receiver]],
     metric: Metric,
@@ -60,7 +61,7 @@ def path_patch(
     one list are set together, each to its frozen value, so none hears of another through the model (Wang et al. 2022).
 
     Args:
-        clean, corrupted: [batch, pos] ids of one shape.
+        clean, corrupted: prompts of one length (texts, rows, [batch, pos] ids or a Batch).
         senders: "embed", "m3", "a5.h1" or (layer, head); a list of these is one set, sending together.
         receivers: "a5.h1<q>" or (layer, head, "q"), "m3", "logits"; a list of these is one set, patched together.
         metric: of the rows in their order.
@@ -76,7 +77,7 @@ def path_patch(
     Source: Wang et al. 2022, "Interpretability in the Wild" (path patching). That values are set at all positions, and
     that q, k and v count as separate receivers, follows Goldowsky-Dill et al. 2023 as far as it is not said there: inferred.
     """
-    check_pair(clean, corrupted)
+    clean, corrupted = token_pair(model, clean, corrupted)
     since = time.monotonic()
     setting = {"senders": [str(s) for s in senders], "receivers": [str(r) for r in receivers], "metric": metric.name}
     provenance = Provenance.start("path_patching", setting, seed=0, model=model.provenance())

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from workbench.core.errors import BadData, NotFired, UnknownName, UnsupportedModel
+from workbench.models.inputs import Inputs, tokens_of
 from workbench.models.model import Hook, Model
 
 Sender = str | tuple[int, int]
@@ -209,9 +210,13 @@ def read_run(model: Model, graph: Graph, tokens: torch.Tensor, *, also: Sequence
     return Run(logits, [at[name] for name in zs], [at[name] for name in mlps], at)
 
 
-def check_pair(clean: torch.Tensor, corrupted: torch.Tensor) -> None:
-    """BadData unless both are [batch, pos] of one shape: activations are compared position by position."""
-    if not all(isinstance(tokens, torch.Tensor) for tokens in (clean, corrupted)):
-        raise BadData(f"clean and corrupted must be tensors of token ids [batch, pos], got {type(clean).__name__} and {type(corrupted).__name__}; torch.tensor(model.to_rows(texts)) makes one")
-    if clean.ndim != 2 or clean.shape != corrupted.shape:
-        raise BadData(f"clean and corrupted must be [batch, pos] of one shape, got {tuple(clean.shape)} and {tuple(corrupted.shape)}")
+def token_pair(model: Model, clean: Inputs, corrupted: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as [batch, pos] ids of one shape: activations are compared position by position.
+
+    Raises:
+        BadData: if they are not aligned; otherwise as `models.inputs.rows_of`.
+    """
+    one, other = tokens_of(model, clean), tokens_of(model, corrupted)
+    if one.shape != other.shape:
+        raise BadData(f"clean and corrupted must be [batch, pos] of one shape, got {tuple(one.shape)} and {tuple(other.shape)}")
+    return one, other

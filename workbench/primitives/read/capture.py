@@ -18,7 +18,7 @@ from workbench.core.errors import NoRoom, NotFired, UnknownSite, WorkbenchError
 from workbench.core.hooks import SITES
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.models import memory
-from workbench.models.inputs import Batch, Rows, batches, refuse_text
+from workbench.models.inputs import Batch, Rows, batches, rows_of
 from workbench.models.model import Hook, Model
 
 Key = tuple[str, int | None]
@@ -184,9 +184,7 @@ def capture(
         NoRoom: before running, if even one row a batch will not fit, with what would make it fit.
         UnknownSite, NotFired: as their names say.
     """
-    if not rows:
-        raise WorkbenchError("no rows to capture: give at least one list of token ids")
-    refuse_text(rows)
+    rows = rows_of(model, rows)
     lengths = {len(row) for row in rows}
     keys = _keys(model, sites, layers)
     if len(lengths) > 1 and any("key_pos" in _dims(model, key) for key in keys):

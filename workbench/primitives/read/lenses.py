@@ -21,7 +21,7 @@ from transformer_lens.tools.analysis import logit_readout
 from workbench.core.errors import BadData, UnsupportedModel
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.models.inputs import Rows, batches, refuse_text
+from workbench.models.inputs import Rows, batches, rows_of
 from workbench.models.model import Model
 from workbench.primitives.read.capture import Capture, capture
 
@@ -51,10 +51,9 @@ def logit_lens(model: Model, tokens: Ids, *, top_k: int = 5, targets: Sequence[i
     """
     started = time.monotonic()
     model.require("causal-lm", "a logit lens")
-    prompt = torch.as_tensor(tokens)
-    if prompt.numel() == 0 or prompt.numel() != prompt.shape[-1]:
-        raise BadData(f"the lens reads one prompt [pos], got shape {tuple(prompt.shape)}")
-    row = prompt.flatten().tolist()
+    row, *others = rows_of(model, tokens)
+    if others:
+        raise BadData(f"the lens reads one prompt, got {1 + len(others)}")
     with model.alone():
         kept = capture(model, [row], ["resid_pre", "resid_post"])
         stack = torch.cat([kept["resid_pre", 0], *(kept["resid_post", layer] for layer in range(model.n_layers))])
@@ -118,8 +117,7 @@ def direct_logit_attribution(model: Model, rows: Rows, answers: Ids, others: Ids
     """
     started = time.monotonic()
     model.require("causal-lm", "direct logit attribution")
-    refuse_text(rows)
-    rows = [[int(i) for i in row] for row in rows]
+    rows = rows_of(model, rows)
     ids = [torch.as_tensor(list(given)) for given in ([answers] if others is None else [answers, others])]
     if by not in ("component", "head", "neuron") or any(len(given) != len(rows) for given in ids):
         raise BadData(f"by must be component, head or neuron and every row needs one answer: got by={by!r}, {len(rows)} rows and {' and '.join(str(len(g)) for g in ids)} ids")

@@ -17,13 +17,13 @@ import torch
 import xarray as xr
 
 from workbench.core.progress import SILENT, Progress
-from workbench.models.inputs import Rows
+from workbench.models.inputs import Rows, rows_of
 from workbench.models.model import Model
 from workbench.primitives.read.capture import Key
 from workbench.primitives.read.reductions import Reduction, load_reduction, project, save_reduction
 from workbench.primitives.read.store.parts import cut
 from workbench.primitives.read.store.reading import Store
-from workbench.primitives.read.stream import as_rows, check_rows, lengths_of, site_keys, stream, unit_dims
+from workbench.primitives.read.stream import check_rows, lengths_of, site_keys, stream, unit_dims
 from workbench.scale.executors import Executor, Inline, run_all
 
 CHUNK = 4096  # tokens an update; part of what makes the answer reproducible
@@ -104,7 +104,7 @@ def reduce_activations(
     Raises:
         BadData: before the first forward, on rows or positions that cannot be run. Cancelled: by `progress`.
     """
-    rows, keys = as_rows(rows), site_keys(model, sites, layers)
+    rows, keys = rows_of(model, rows), site_keys(model, sites, layers)
     check_rows(model, rows, keys, positions)
     order = cut(lengths_of(rows), None if positions is None else len(positions), batch_size, 1).order
     found = {key: reduction.fresh() for key in keys}

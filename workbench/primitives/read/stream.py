@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from workbench.core.errors import BadData, NotFired, UnsupportedModel
-from workbench.models.inputs import Rows, batches, refuse_text
+from workbench.models.inputs import Rows, batches
 from workbench.models.model import Hook, Model
 from workbench.primitives.read.capture import Key, _dims, _keys
 
@@ -41,14 +41,6 @@ def site_keys(model: Model, sites: Sequence[str], layers: Sequence[int] | None =
 def unit_dims(model: Model, key: Key) -> tuple[str, ...]:
     """Axes of a place beside its token: ("d_model",), ("head", "d_head"), ("head", "key_pos")."""
     return tuple(d for d in _dims(model, key) if d not in ("pos", "query_pos"))
-
-
-def as_rows(rows: Rows | torch.Tensor | np.ndarray) -> Rows:
-    """Rows of token ids, of a matrix too. Raises BadData on texts."""
-    if isinstance(rows, (torch.Tensor, np.ndarray)):
-        return rows.tolist()
-    refuse_text(rows)
-    return rows
 
 
 def lengths_of(rows: Rows) -> np.ndarray:

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 
 from workbench.core.errors import NotFired, UnsupportedModel, WorkbenchError
+from workbench.core.heads import Head, head_mask
 from workbench.core.hooks import SITES
-from workbench.models.inputs import Batch
+from workbench.models.inputs import Batch, Inputs, batch_of
 from workbench.models.model import Hook, Model
 
 UNITS = {"z": "head", "q": "head", "k": "kv_head", "v": "kv_head", "pattern": "head", "attn_scores": "head", "mlp_post": "d_mlp", "mlp_pre": "d_mlp"}
@@ -51,8 +52,8 @@ class Ablated:
 
 def ablate(
     model: Model,
-    tokens: torch.Tensor | Batch,
-    mask: torch.Tensor | DynamicMask,
+    tokens: Inputs,
+    mask: torch.Tensor | DynamicMask | Sequence[str | Head | tuple[int, int]],
     *,
     site: str = "z",
     value: Literal["zero", "mean", "resample"] = "zero",
@@ -67,8 +68,8 @@ def ablate(
 
     Args:
         model: any Model whose hooks at `site` act on the output.
-        tokens: [batch, pos] ids or a Batch.
-        mask: which units to replace: bool [layer, unit] for all inputs, [batch, layer, unit] per input, or a function
+        tokens: texts, rows of ids (padded where their lengths differ), [batch, pos] ids or a Batch.
+        mask: which units to replace: heads by name (["L1H0"]), bool [layer, unit] for all inputs, [batch, layer, unit] per input, or a function
             (layer, {site: tensor}) -> bool [batch, unit] of the activations of this very run, which sees what earlier
             layers' ablations did. Units are heads for z, q, pattern; key/value heads for k, v; neurons for mlp_post;
             for the other sites there is one unit, the site itself.
@@ -94,6 +95,9 @@ def ablate(
         raise WorkbenchError(f"value must be zero, mean or resample, got {value!r}")
     if value != "zero" and reference is None:
         raise WorkbenchError(f"value={value!r} needs reference={{layer: tensor}}; primitives.replace.ablation.reference_mean makes one")
+    tokens = tokens if isinstance(tokens, torch.Tensor) else batch_of(model, tokens)
+    if not callable(mask) and not isinstance(mask, torch.Tensor):
+        mask = torch.from_numpy(head_mask(mask, model.n_layers, model.n_heads))
     report = Report()
     seen: dict[int, dict[str, torch.Tensor]] = {}
     chosen = list(range(model.n_layers) if layers is None else layers)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from workbench.core.errors import BadData, NotFired, UnknownName, UnsupportedModel, WorkbenchError
-from workbench.models.inputs import Batch, Rows, batches
+from workbench.models.inputs import Batch, Inputs, batches, rows_of
 from workbench.models.model import Hook, Model
 from workbench.primitives.replace.ablation import Ablated, Report, ablate
 from workbench.primitives.score.metrics import Metric
@@ -83,7 +83,7 @@ class Bench:
     """Prompts, a metric and what goes into the place of ablated units; `run(mask)` says what a set of units does.
 
     Args:
-        rows: token ids per prompt, any lengths. metric: made for these prompts.
+        rows: texts, rows of ids of any lengths, a tensor or a Batch. metric: made for these prompts.
         kind, value: of KINDS and VALUES. batch_size: prompts of one length run together.
         seed: pairs prompts for "resample".
 
@@ -94,10 +94,11 @@ class Bench:
         BadData: where "resample" has no other prompt of some length.
     """
 
-    def __init__(self, model: Model, rows: Rows, metric: Metric, *, kind: str = "heads", value: str = "zero", batch_size: int = 16, seed: int = 0):
+    def __init__(self, model: Model, rows: Inputs, metric: Metric, *, kind: str = "heads", value: str = "zero", batch_size: int = 16, seed: int = 0):
         model.require("causal-lm", "an ablation curve")
         if value not in VALUES:
             raise UnknownName.among("replacement", value, VALUES)
+        rows = rows_of(model, rows)
         self.model, self.rows, self.metric, self.kind, self.value, self.seed = model, rows, metric, kind, value, seed
         self.places, self.labels = places(model, kind), unit_labels(model, kind)
         self.shape = (model.n_layers, len(self.labels))

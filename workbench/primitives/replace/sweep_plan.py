@@ -16,7 +16,7 @@ import torch
 from workbench.core.errors import BadData, NoRoom, UnknownSite, UnsupportedModel, WorkbenchError
 from workbench.core.hooks import SITES
 from workbench.models import memory
-from workbench.models.inputs import Batch, Prompts, by_length
+from workbench.models.inputs import Batch, Inputs, by_length
 from workbench.models.model import Hook, Model
 from workbench.models.resumed import BaseRun
 from workbench.primitives.replace.ablation import UNITS
@@ -254,7 +254,7 @@ def row_bytes(model: Model, n_pos: int, n_read: int) -> int:
 
 def plan(
     model: Model,
-    base: Prompts,
+    base: Inputs,
     metric: Metric,
     *,
     site: str,
@@ -270,7 +270,7 @@ def plan(
 
     With `probe`, one pass over `base` and four short timed passes of two and eight rows are run for it, for each length.
     """
-    parts = by_length(base)
+    parts = by_length(model, base)
     jobs = settle_all(model, parts, site, axes, layers, positions, units, cells)
     plans = [plan_job(model, job, metric, BaseRun(model, part.tokens) if probe else None, budget_bytes) for part, job in zip(parts, jobs, strict=True)]
     sums = {name: sum(getattr(p, name) for p in plans) for name in ("n_cells", "token_blocks", "plain_token_blocks", "seconds")}

@@ -7,7 +7,7 @@ import torch
 
 from workbench.core.errors import BadData
 from workbench.core.hooks import SITES
-from workbench.models.inputs import Batch, Prompts, by_length
+from workbench.models.inputs import Batch, Inputs, by_length, rows_of
 from workbench.models.model import Model
 from workbench.primitives.replace.sweep_plan import read_site
 
@@ -16,7 +16,7 @@ from workbench.primitives.replace.sweep_plan import read_site
 class FromRun:
     """The same place in a run of other tokens, [example, pos] or rows, aligned with the base."""
 
-    tokens: Prompts
+    tokens: Inputs
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Zero:
 class MeanOver:
     """The mean of the site over examples and positions of a reference set, [row, pos] tokens or rows."""
 
-    tokens: Prompts
+    tokens: Inputs
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Resample:
 Source = FromRun | Zero | MeanOver | Resample
 
 
-def source_of(source: Source, part: Batch, base: Prompts) -> Source:
+def source_of(model: Model, source: Source, part: Batch, base: Inputs) -> Source:
     """The source of the examples of one length.
 
     Raises:
@@ -49,15 +49,14 @@ def source_of(source: Source, part: Batch, base: Prompts) -> Source:
     """
     if not isinstance(source, FromRun):
         return source
-    if isinstance(source.tokens, torch.Tensor) and isinstance(base, torch.Tensor) and source.tokens.shape != base.shape:
-        raise BadData(f"source tokens have shape {tuple(source.tokens.shape)} and the base {tuple(base.shape)}; a patch needs aligned tokens")
-    if len(source.tokens) != len(base):
-        raise BadData(f"the source has {len(source.tokens)} prompts and the base {len(base)}; a patch needs one source per prompt")
+    given, wanted = rows_of(model, source.tokens), len(rows_of(model, base))
+    if len(given) != wanted:
+        raise BadData(f"the source has {len(given)} prompts and the base {wanted}; a patch needs one source per prompt")
     index, n_pos = part.index.tolist(), part.tokens.shape[1]
     for i in index:
-        if len(source.tokens[i]) != n_pos:
-            raise BadData(f"the source of example {i} has {len(source.tokens[i])} tokens and its base {n_pos}; a patch needs aligned tokens")
-    return replace(source, tokens=torch.stack([torch.as_tensor(source.tokens[i]) for i in index]))
+        if len(given[i]) != n_pos:
+            raise BadData(f"the source of example {i} has {len(given[i])} tokens and its base {n_pos}; a patch needs aligned tokens")
+    return replace(source, tokens=torch.tensor([given[i] for i in index]))
 
 
 def source_values(model: Model, base: torch.Tensor, source: Source, site: str, layers: Sequence[int]) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
@@ -83,11 +82,11 @@ def source_values(model: Model, base: torch.Tensor, source: Source, site: str, l
     return {layer: means[layer].to(value.dtype).expand_as(value) for layer, value in like.items()}, None
 
 
-def _means(model: Model, tokens: Prompts, site: str, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+def _means(model: Model, tokens: Inputs, site: str, layers: Sequence[int]) -> dict[int, torch.Tensor]:
     """{layer: mean over all examples and positions}, summed in fp32 over sets of one length."""
     sums: dict[int, torch.Tensor] = {}
     n = 0
-    for part in by_length(tokens):
+    for part in by_length(model, tokens):
         values, _ = read_site(model, part.tokens, site, layers)
         n += part.tokens.numel()
         for layer, value in values.items():

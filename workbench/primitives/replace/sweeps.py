@@ -22,7 +22,7 @@ from workbench.core.hooks import SITES
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.models.inputs import Batch, Prompts, by_length
+from workbench.models.inputs import Batch, Inputs, by_length
 from workbench.models.model import Hook, Model
 from workbench.models.resumed import BaseRun
 from workbench.primitives.replace.sweep_plan import Axis, Cell, Group, Job, plan_job, settle_all
@@ -39,7 +39,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # largest |short - plain
 
 def sweep(
     model: Model,
-    base: Prompts,
+    base: Inputs,
     source: Source,
     metric: Metric,
     *,
@@ -83,15 +83,16 @@ def sweep(
         UnknownSite, BadData, NoRoom, UnsupportedModel: before anything is swept.
     """
     started = time.monotonic()
-    parts = by_length(base)
-    sources = [source_of(source, part, base) for part in parts]
+    parts = by_length(model, base)
+    sources = [source_of(model, source, part, base) for part in parts]
     cells = None if cells is None else [[int(n) for n in cell] for cell in cells]
     jobs = settle_all(model, parts, site, axes, layers, positions, units, cells)
     settings = {"site": site, "axes": list(axes), "metric": metric.name, "source": type(source).__name__, "layers": list(jobs[0].layers), "positions": _asked(jobs, positions), "seed": seed}
     if cells is not None:
         settings["cells"] = cells
     digest = _digest([part.tokens for part in parts])
-    longest = {"n_examples": len(base), "n_pos": jobs[-1].n_pos, "base": digest}
+    n_examples = sum(len(part.tokens) for part in parts)
+    longest = {"n_examples": n_examples, "n_pos": jobs[-1].n_pos, "base": digest}
     provenance = Provenance.start("sweep", settings, seed, model=model.provenance(), data=longest)
     taken = None if resume is None else _values_of(resume, provenance)
     warnings: list[str] = []
@@ -107,7 +108,7 @@ def sweep(
         before += job.n_examples * job.n_pos**2
         if partial:
             break
-    data = found[0] if len(parts) == 1 else _joined(found, len(base))
+    data = found[0] if len(parts) == 1 else _joined(found, n_examples)
     if cells is not None:
         names = ("layer", *(jobs[0].unit_axis if axis == "unit" else axis for axis in ("pos", "unit") if axis in axes))
         labels: dict[str, Any] = {"cell": [".".join(map(str, cell)) for cell in cells]} | {name: ("cell", [cell[i] for cell in cells]) for i, name in enumerate(names)}
@@ -162,12 +163,12 @@ def _one_length(
     return data, False
 
 
-def denoise(model: Model, clean: Prompts, corrupted: Prompts, metric: Metric, **options: Any) -> Result:
+def denoise(model: Model, clean: Inputs, corrupted: Inputs, metric: Metric, **options: Any) -> Result:
     """Patch the clean run into the corrupted one: which places suffice to restore the behaviour. Options as `sweep`."""
     return sweep(model, corrupted, FromRun(clean), metric, **options)
 
 
-def noise(model: Model, clean: Prompts, corrupted: Prompts, metric: Metric, **options: Any) -> Result:
+def noise(model: Model, clean: Inputs, corrupted: Inputs, metric: Metric, **options: Any) -> Result:
     """Patch the corrupted run into the clean one: which places the behaviour needs. Options as `sweep`."""
     return sweep(model, clean, FromRun(corrupted), metric, **options)
 

@@ -20,7 +20,7 @@ import xarray as xr
 from workbench.core.errors import BadData, UnknownName, UnsupportedModel
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.models.inputs import Prompts, Rows
+from workbench.models.inputs import Batch, Inputs, rows_of
 from workbench.models.model import Model
 from workbench.primitives.replace.sweeps import Source, sweep
 from workbench.primitives.score.metrics import Metric
@@ -30,11 +30,11 @@ CELLS_AT_ONCE = 4096
 FEW = 20  # examples below which an interval is legal but fragile
 
 
-def refuse_misaligned(a: Model, b: Model, texts_or_rows: Sequence[str] | Rows) -> None:
+def refuse_misaligned(a: Model, b: Model, inputs: Inputs) -> None:
     """Raise unless the two models have the same shapes and read the same tokens.
 
     Args:
-        texts_or_rows: texts, tokenised by both; or rows of ids, which are compared as text where both have a tokenizer.
+        inputs: texts, tokenised by both; or ids, which are compared as text where both have a tokenizer.
 
     Raises:
         UnsupportedModel: naming the first shape that differs, with both values.
@@ -44,11 +44,11 @@ def refuse_misaligned(a: Model, b: Model, texts_or_rows: Sequence[str] | Rows) -
     for name in SHAPES:
         if (one := getattr(a, name)) != (other := getattr(b, name)):
             raise UnsupportedModel(f"{a.name} and {b.name} cannot be compared place by place: {name} is {one} and {other}")
-    for i, given in enumerate(texts_or_rows):
-        if isinstance(given, str):
-            _refuse_other_tokens(a, b, a.to_rows(given)[0], b.to_rows(given)[0], f"text {i}")
-        elif a.tokenizer is not None and b.tokenizer is not None:
-            _refuse_other_tokens(a, b, given, given, f"row {i}")
+    is_text = isinstance(inputs, str) or (not isinstance(inputs, (torch.Tensor, Batch)) and isinstance(inputs[0], str))
+    if not is_text and (a.tokenizer is None or b.tokenizer is None):
+        return  # ids of a model without a tokenizer have no text to compare
+    for i, (one, other) in enumerate(zip(rows_of(a, inputs), rows_of(b, inputs), strict=True)):
+        _refuse_other_tokens(a, b, one, other, f"{'text' if is_text else 'row'} {i}")
 
 
 def _refuse_other_tokens(a: Model, b: Model, ids_a: Sequence[int], ids_b: Sequence[int], where: str) -> None:
@@ -63,7 +63,7 @@ def _refuse_other_tokens(a: Model, b: Model, ids_a: Sequence[int], ids_b: Sequen
 # ---- a measurement ----
 
 
-def sweep_both(a: Model, b: Model, base: Prompts, source: Source, metric: Metric, **options: Any) -> Result:
+def sweep_both(a: Model, b: Model, base: Inputs, source: Source, metric: Metric, **options: Any) -> Result:
     """The same sweep on two checkpoints, and what is different: `compare` of b minus a, cell by cell.
 
     Args:
@@ -73,12 +73,12 @@ def sweep_both(a: Model, b: Model, base: Prompts, source: Source, metric: Metric
     Raises:
         UnsupportedModel, BadData: if the models do not correspond, saying where.
     """
-    refuse_misaligned(a, b, base.tolist() if isinstance(base, torch.Tensor) else base)
+    refuse_misaligned(a, b, base)
     one, other = (sweep(model, base, source, metric, **options) for model in (a, b))
     return compare(one, other, "value")
 
 
-def sweep_effects_both(a: Model, b: Model, base: Prompts, source: Source, metric: Metric, **options: Any) -> Result:
+def sweep_effects_both(a: Model, b: Model, base: Inputs, source: Source, metric: Metric, **options: Any) -> Result:
     """What replacing each cell does to the metric, in B minus in A: `compare` of (value - base_value), cell by cell.
 
     `sweep_both` compares the metric itself, so a fine-tune that is worse everywhere is worse in every cell; here the untouched
@@ -90,7 +90,7 @@ def sweep_effects_both(a: Model, b: Model, base: Prompts, source: Source, metric
     Raises:
         UnsupportedModel, BadData: if the models do not correspond, saying where.
     """
-    refuse_misaligned(a, b, base.tolist() if isinstance(base, torch.Tensor) else base)
+    refuse_misaligned(a, b, base)
     one, other = (_with_effect(sweep(model, base, source, metric, **options)) for model in (a, b))
     found = compare(one, other, "effect")
     for name, run in (("mean_a", one), ("mean_b", other)):

@@ -21,7 +21,7 @@ from workbench.core.errors import BadData, NotFired, WorkbenchError
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.models.inputs import Rows, batches, refuse_text
+from workbench.models.inputs import Inputs, batches, rows_of
 from workbench.models.model import Hook, Model
 from workbench.primitives.replace.ablation import Report
 from workbench.primitives.score.generation_metrics import continuation_loss, degeneration
@@ -99,7 +99,7 @@ class Steered:
 
 def steer(
     model: Model,
-    rows: Rows | torch.Tensor,
+    rows: Inputs,
     direction: Direction,
     coefficient: float,
     *,
@@ -112,7 +112,7 @@ def steer(
 
     Args:
         model: any Model that reads tokens.
-        rows: [row, pos] token ids, all of one length.
+        rows: prompts of one length: texts, rows of ids, [row, pos] ids or a Batch.
         coefficient: how much; 0 gives the untouched run through the same hook.
         positions, normalise: as in `Addition`.
         prompt_lengths: [row] how many tokens of each row are prompt; all of them if not given.
@@ -124,7 +124,7 @@ def steer(
     Raises:
         NotFired: if the hook never ran. BadData: on rows of several lengths or a direction of another width.
     """
-    refuse_text(rows)
+    rows = rows_of(model, rows)
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or (prompt_lengths is not None and len(prompt_lengths) != len(rows)):
         counts = f"{len(rows)} rows of lengths {sorted(lengths)}" + ("" if prompt_lengths is None else f" and {len(prompt_lengths)} prompt lengths")
@@ -157,7 +157,7 @@ def _moved(output: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
 
 def generate(
     model: Model,
-    rows: Rows,
+    rows: Inputs,
     *,
     max_new_tokens: int,
     direction: Direction | None = None,
@@ -173,7 +173,7 @@ def generate(
     """Continue each row, with the direction added at every step.
 
     Args:
-        model: a causal language model. rows: token ids per prompt, any lengths; rows of one length run together, unpadded.
+        model: a causal language model. rows: texts, rows of ids of any lengths, a tensor or a Batch; rows of one length run together, unpadded.
         direction, coefficient, positions, normalise: as in `Addition`; no direction is the untouched model.
         temperature: 0 takes the likeliest token; above it samples, with noise that depends only on `seed`, row and step, so
             that two coefficients are compared under the same draws.
@@ -187,7 +187,7 @@ def generate(
         BadData: if prompt and continuation exceed the context. NotFired: if the hook never ran. NotFinite: if the coefficient
         is too large for the number format. WorkbenchError: on a coefficient without a direction.
     """
-    refuse_text(rows)
+    rows = rows_of(model, rows)
     if direction is None and coefficient:
         raise WorkbenchError(f"coefficient {coefficient:g} multiplies a direction, and none was given")
     addition = None if direction is None else Addition(direction, coefficient, positions, normalise)
@@ -267,7 +267,7 @@ GENERATIONS = ["arm", "coefficient", "example", "prompt", "text", "ids"]
 
 def sweep_coefficients(
     model: Model,
-    rows: Rows,
+    rows: Inputs,
     direction: Direction,
     coefficients: Sequence[float],
     *,

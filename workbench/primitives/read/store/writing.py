@@ -29,10 +29,10 @@ from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import git_state, versions
 from workbench.datasets.prompts import Tokenised
 from workbench.models import ModelSpec, load, memory
-from workbench.models.inputs import Rows
+from workbench.models.inputs import Rows, rows_of
 from workbench.models.model import Model
 from workbench.primitives.read.capture import plan_capture
-from workbench.primitives.read.stream import Piece, as_rows, check_rows, flat_ids, lengths_of, site_keys, stream, unit_dims
+from workbench.primitives.read.stream import Piece, check_rows, flat_ids, lengths_of, site_keys, stream, unit_dims
 from workbench.scale.executors import Executor, run_all
 
 from .parts import DTYPES, OWN_COLUMNS, Cuts, Identity, Part, Place, about_of, cut, read_identity, read_parts, register, table_of, write_identity
@@ -79,7 +79,7 @@ def plan_store(
 
     Cost: one forward of one row.
     """
-    rows = as_rows(rows.rows if isinstance(rows, Tokenised) else rows)
+    rows = rows.rows if isinstance(rows, Tokenised) else rows_of(model, rows)
     dtype = dtype or model.dtype_name
     if dtype not in DTYPES:
         raise BadSpec(f"a store keeps {', '.join(DTYPES)}; got dtype {dtype!r}")
@@ -140,7 +140,7 @@ def write_store(
     """
     if isinstance(rows, Tokenised):
         columns, source, rows = rows.columns if columns is None else columns, source or rows.source, rows.rows
-    rows = as_rows(rows)
+    rows = rows_of(model, rows)
     plan = plan_store(model, rows, sites, layers=layers, positions=positions, dtype=dtype, batch_size=batch_size, shard_mb=shard_mb)
     where = cache_folder() / "stores" / plan.identity.key if folder is None else Path(folder)
     if (where / "store.json").exists():

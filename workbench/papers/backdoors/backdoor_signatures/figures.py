@@ -53,6 +53,8 @@ def _said(origin: str, n_seeds: int) -> str:
 
 def _rows(result: Result, table: str, origin: str, **where: object) -> pd.DataFrame:
     rows = result.tables["summary"]
+    if "zeroed" not in rows:
+        raise BadData("the summary of this Result was made by an earlier version; run the analysis again")
     hit = (rows["table"] == table) & (rows["origin"] == origin)
     for name, value in where.items():
         hit &= rows[name] == value

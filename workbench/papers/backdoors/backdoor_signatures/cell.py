@@ -113,7 +113,14 @@ class Bench:
         return self.recover(self.cut(chosen, channels)[0], self.sets.recovery)
 
     def suppress(
-        self, chosen: np.ndarray, channels: xr.DataArray, arm: str, draw: int = 0, *, repair=False, all_stages=True
+        self,
+        chosen: np.ndarray,
+        channels: xr.DataArray,
+        arm: str,
+        draw: int = 0,
+        *,
+        repair: bool = False,
+        all_stages: bool = True,
     ) -> Suspect:
         """Cut the channels, recover, and if asked repair once more; a row a stage."""
         cut, about = self.cut(chosen, channels)

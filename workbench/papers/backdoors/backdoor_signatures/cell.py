@@ -137,7 +137,7 @@ class Bench:
         for draw in range(self.spec.n_random):
             yield draw, matched(chosen, module_groups(channels), np.random.default_rng([self.unit.seed, draw, 31]))
 
-    def prune(self, channels: xr.DataArray | xr.Dataset) -> None:
+    def prune(self, channels: xr.DataArray) -> None:
         """Baselines without a signature: smallest weights, Wanda, dormant channels; whole models only."""
         spec, rows = self.spec, [[*p, *a] for p, a in self.pairs(self.sets.recovery)]
         for arm in ("magnitude pruning", "Wanda", "fine-pruning"):

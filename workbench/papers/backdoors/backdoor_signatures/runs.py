@@ -125,7 +125,7 @@ def _baselines(bench: Bench, clean: Sequence[Suspect], changes: xr.Dataset, chos
     bench.suppress(with_heads, everywhere, "signature with heads")
     for draw, random in bench.random_draws(with_heads, everywhere):
         bench.suppress(random, everywhere, "random with heads", draw, all_stages=False)
-    bench.prune(of_mlp(changes))
+    bench.prune(again)  # for its coordinates: the channels of the MLPs
     bench.make_consistent()
 
 

@@ -8,7 +8,8 @@ import xarray as xr
 
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.papers.backdoors.backdoor_signatures.method import HERE, STEM, Spec
+from workbench.papers.backdoors.backdoor_signatures.spec import STEM, Spec
+from workbench.runs.stored import HERE
 
 IN_DEPTH, OTHER = "badnets-insult-full", "badnets-refusal-lora"
 N_MLP, N_HEADS, N_VARIANTS = 384, 8, 4

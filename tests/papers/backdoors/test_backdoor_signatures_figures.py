@@ -16,9 +16,13 @@ MAIN = "badnets-insult-full"
 def _summary(origin, cell=MAIN):
     rows = []
 
-    def add(table, arm, stage, asr, utility, n_seeds=3, cell=cell):
+    keys = {"arms": ("arm", "stage"), "tau": ("kind", "share"), "sanity": ("zeroed", "n_blocks"), "ablation": ("factor", "value")}
+    none = dict.fromkeys((name for names in keys.values() for name in names), "")
+
+    def add(table, first, second, asr, utility, n_seeds=3):
+        about = {"table": table, "origin": origin, "cell": cell} | none | dict(zip(keys[table], (first, second), strict=True))
         for score, mean in (("asr", asr), ("traces", asr + 1), ("restored", 90 - asr), ("utility", utility), ("degenerate_triggered", 0.0)):
-            rows.append({"table": table, "origin": origin, "cell": cell, "arm": arm, "stage": stage, "score": score, "mean": mean, "low": mean - 2, "high": mean + 2, "n_seeds": n_seeds})
+            rows.append(about | {"score": score, "mean": mean, "low": mean - 2, "high": mean + 2, "n_seeds": n_seeds})
 
     add("arms", "suspicious", "undefended", 97, 93)
     add("arms", "signature", "recovered", 30, 91)

@@ -21,7 +21,7 @@ from workbench.core.errors import BadData, NotFired, WorkbenchError
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.models.inputs import Inputs, batches, rows_of
+from workbench.models.inputs import Inputs, Rows, batches, rows_of
 from workbench.models.model import Hook, Model
 from workbench.primitives.replace.ablation import Report
 from workbench.primitives.score.generation_metrics import continuation_loss, degeneration
@@ -298,6 +298,7 @@ def sweep_coefficients(
     Raises:
         BadData: on repeated coefficients, or a metric where only generated positions are steered. Others as `generate`.
     """
+    rows = rows_of(model, rows)
     started, coefficients = time.monotonic(), [float(c) for c in coefficients]
     if not coefficients or len(set(coefficients)) < len(coefficients) or not rows:
         raise BadData(f"a sweep needs rows and different coefficients, got {len(rows)} rows and {coefficients}")

@@ -53,6 +53,8 @@ def _said(origin: str, n_seeds: int) -> str:
 
 def _rows(result: Result, table: str, origin: str, **where: object) -> pd.DataFrame:
     rows = result.tables["summary"]
+    if "zeroed" not in rows:
+        raise BadData("the summary of this Result was made by an earlier version; run the analysis again")
     hit = (rows["table"] == table) & (rows["origin"] == origin)
     for name, value in where.items():
         hit &= rows[name] == value
@@ -121,11 +123,11 @@ def cell_bars(result: Result, origin: str | None = None) -> go.Figure:
 def tau_curve(result: Result, cell: str = "badnets-insult-full", origin: str | None = None) -> go.Figure:
     """ASR (dotted: triggered answers that hold some word of the phrase) and utility by the share that is overwritten, after the recovery; bars (band for random channels) are intervals."""
     origin = shown_origin(result, origin)
-    rows = _rows(result, "tau", origin, cell=cell)
+    rows = _rows(result, "tau", origin, cell=cell).assign(share=lambda t: 100 * t["share"].astype(float))
     figure = make_subplots(1, 2, horizontal_spacing=0.1)
     for column, score in enumerate(("asr", "utility"), 1):
         for kind, (text, colour) in KINDS.items():
-            mine = rows[(rows["score"] == score) & (rows["arm"] == kind)].assign(share=lambda t: 100 * t["stage"].astype(float)).sort_values("share")
+            mine = rows[(rows["score"] == score) & (rows["kind"] == kind)].sort_values("share")
             if mine.empty:
                 continue
             if kind == "random channels" and mine["high"].notna().any():
@@ -135,8 +137,8 @@ def tau_curve(result: Result, cell: str = "badnets-insult-full", origin: str | N
                 x=mine["share"], y=mine["mean"], error_y=_errors(mine) if kind != "random channels" else None, mode="lines+markers", name=text, legendgroup=kind, showlegend=column == 1,
                 line={"color": colour, "width": 3}, hovertemplate=f"{text}<br>%{{x:.0f}} % of channels: %{{y:.1f}} %<extra></extra>", row=1, col=column,
             )  # fmt: skip
-        if score == "asr" and bool((left := (rows["score"] == "traces") & (rows["arm"] == "signature")).any()):
-            mine = rows[left].assign(share=lambda t: 100 * t["stage"].astype(float)).sort_values("share")
+        if score == "asr" and bool((left := (rows["score"] == "traces") & (rows["kind"] == "signature")).any()):
+            mine = rows[left].sort_values("share")
             figure.add_scatter(x=mine["share"], y=mine["mean"], mode="lines", name="signature: some word of the phrase", line={"color": theme.RED, "dash": "dot", "width": 3}, row=1, col=1)
         figure.update_xaxes(title="τ: channels overwritten (% of each module)", row=1, col=column)
     figure.update_yaxes(title="Triggered requests (%)", range=[0, 104], row=1, col=1)
@@ -175,13 +177,13 @@ def sanity_matrix(result: Result, cell: str = "badnets-insult-full", origin: str
     """ASR with parts of dW set back to the clean base: which parts, by how many consecutive blocks (mean over places and seeds)."""
     origin = shown_origin(result, origin)
     rows = _rows(result, "sanity", origin, cell=cell, score="asr")
-    whole = int(rows["stage"].astype(int).max())
+    whole = int(rows["n_blocks"].astype(int).max())
     runs = {"MLP": "dMLP = 0", "MLP, and all attention": "dMLP = 0,<br>all dAttn = 0"}
     names, blocks = list(runs.values()), [str(n) for n in range(1, whole + 1)]
-    by = rows.set_index(["arm", "stage"])["mean"]
+    by = rows.set_index(["zeroed", "n_blocks"])["mean"]
     grid = np.array([[by.get((name, n), np.nan) for n in blocks] for name in runs])
     others = {"nothing": "nothing", "attention": "all dAttn<br>= 0", "outside the blocks": "outside<br>blocks = 0", "MLP shuffled between blocks": "dMLP<br>shuffled", "everything": "the base"}
-    values = [float(rows.loc[rows["arm"] == name, "mean"].iloc[0]) for name in others]
+    values = [float(rows.loc[rows["zeroed"] == name, "mean"].iloc[0]) for name in others]
     figure = make_subplots(1, 2, column_widths=[0.5, 0.5], horizontal_spacing=0.13, subplot_titles=["ASR (%), runs of consecutive blocks", "ASR (%), other parts"])
     figure.add_heatmap(z=grid, x=blocks, y=names, text=np.round(grid).astype(int), texttemplate="%{text}", zmin=0, zmax=100, colorscale="Reds", showscale=False, row=1, col=1)
     figure.add_bar(x=list(others.values()), y=values, marker={"color": theme.RED}, showlegend=False, text=[f"{v:.0f}" for v in values], row=1, col=2)
@@ -216,12 +218,12 @@ def ablation_bars(result: Result, cell: str = "badnets-insult-full", origin: str
     """ASR and utility after recovery by N, by lambda on raw norms and on norms by module, and with one term alone."""
     origin = shown_origin(result, origin)
     rows = _rows(result, "ablation", origin, cell=cell)
-    factors = list(dict.fromkeys(rows["arm"]))
+    factors = list(dict.fromkeys(rows["factor"]))
     figure = make_subplots(1, len(factors), shared_yaxes=True, subplot_titles=factors, horizontal_spacing=0.03)
     for column, factor in enumerate(factors, 1):
         for score in ("asr", "utility"):
-            mine, (text, colour, _) = rows[(rows["arm"] == factor) & (rows["score"] == score)], MEASURES[score]
-            figure.add_bar(x=mine["stage"].tolist(), y=mine["mean"], name=text, legendgroup=score, showlegend=column == 1, marker={"color": colour}, error_y=_errors(mine), row=1, col=column)
+            mine, (text, colour, _) = rows[(rows["factor"] == factor) & (rows["score"] == score)], MEASURES[score]
+            figure.add_bar(x=mine["value"].tolist(), y=mine["mean"], name=text, legendgroup=score, showlegend=column == 1, marker={"color": colour}, error_y=_errors(mine), row=1, col=column)
         title = {"N": "Variants used", "one term": "Term"}.get(factor, "λ")
         figure.update_xaxes(title=title, type="category", showgrid=False, row=1, col=column)
     figure.update_yaxes(title="Share of held-out requests (%)", range=[0, 104], row=1, col=1)

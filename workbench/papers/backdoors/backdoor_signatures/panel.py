@@ -23,14 +23,15 @@ from workbench.models.chat import prompt_rows
 from workbench.models.model import Model
 from workbench.panels.drawn import HeatMap
 from workbench.panels.panel import Panel, PanelState, draw, labelled, link, plot_area, row
-from workbench.papers.backdoors.backdoor_signatures import method as backdoor_signatures
 from workbench.papers.backdoors.backdoor_signatures import panel_figures as views
 from workbench.papers.backdoors.backdoor_signatures.runs import changes_of
+from workbench.papers.backdoors.backdoor_signatures.spec import STEM
 from workbench.primitives.score.channel_signatures import HEAD, scores, signature
 from workbench.primitives.score.generation_metrics import degeneration
 from workbench.primitives.score.statistics import intersection_over_union
 from workbench.primitives.score.unit_importance import module_groups
 from workbench.primitives.steer.steering import generate
+from workbench.runs.stored import STORED, load_runs
 
 MLP = "MLP"
 NEW_TOKENS = 24  # longest answer to a prompt
@@ -63,7 +64,7 @@ class Signatures(Panel):
         state: SignaturesState | None = None, compute: Callable[..., list[list[int]]] = generate,
     ):  # fmt: skip
         self.state: SignaturesState
-        result = backdoor_signatures.load_stored() if result is None else Result.load(result) if isinstance(result, (Path, str)) else result
+        result = load_runs(STEM) if result is None else Result.load(result) if isinstance(result, (Path, str)) else result
         names = views.run_names(result)
         if not names:
             raise BadData("this Result has no purified run with norms and cosines of channels; give one of backdoor_signatures with at least one purified cell")
@@ -133,7 +134,7 @@ class Signatures(Panel):
     def settings(self, kind: str = views.SIGNATURE) -> dict:
         """N, lambda, norms and tau of the run's own signature, or of its normalised one."""
         cell, _, origin = self.where
-        told = self._result.provenance.data.get("stored", {}) if origin == backdoor_signatures.STORED else {}
+        told = self._result.provenance.data.get("stored", {}) if origin == STORED else {}
         spec = told.get("spec", self._result.spec)
         share = spec["share_lora" if cell.endswith("-lora") else "share"]
         own = {"alignment_weight": float(spec["alignment_weight"]), "normalised": bool(spec["normalised"])}

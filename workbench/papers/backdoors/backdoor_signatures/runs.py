@@ -1,7 +1,6 @@
-"""Units of work, a cell at a seed each: plant and gate, then everything that is measured on a cell that is purified."""
+"""One unit, a cell at a seed: plant and gate, then everything that is measured on a cell that is purified."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,28 +10,19 @@ import xarray as xr
 from workbench.core.errors import BadData
 from workbench.core.result import Result
 from workbench.datasets import poisoning
-from workbench.datasets.poisoning import Backdoor
-from workbench.papers.backdoors.backdoor_signatures.cell import Bench, Row, Settings, sanity_models
-from workbench.papers.backdoors.backdoor_signatures.scores import SCORES, score
-from workbench.papers.backdoors.backdoor_signatures.sets import of_files, of_world
-from workbench.papers.backdoors.backdoor_signatures.suspects import Suspect, Whole, fresh, of_folder
-from workbench.primitives.score.channel_signatures import channel_changes, signature
+from workbench.primitives.score.channel_signatures import HEAD, channel_changes, signature
 from workbench.primitives.score.statistics import intersection_over_union
+from workbench.runs.study import Part, Steps, Unit
 
-TABLES = ("gate", "arms", "sanity", "tau", "ablation", "transfer", "examples")
-HERE = "run here"
+from .cell import Bench, Row
+from .sanity import sanity_models
+from .scores import SCORES, score
+from .sets import of_files, of_world
+from .spec import GIVEN, NEVER, Spec
+from .suspects import Suspect, Whole, fresh, of_folder
 
-
-@dataclass(frozen=True)
-class Unit:
-    """One cell at one seed. kind: "purified", "grid" (planted and gated alone), "given" (a model of your own)."""
-
-    kind: str
-    cell: str
-    attack: str
-    behaviour: str
-    form: str
-    seed: int
+GATE = 15.0  # undefended ASR, in percent, below which a cell is dropped (paper card, gate A)
+SIGNATURE, NORMALISED, RANDOM, ALONE = "signature", "normalised signature", "random channels", "recovery alone"
 
 
 def changes_of(result: Result, cell: str, seed: int, origin: str | None = None) -> xr.Dataset:
@@ -41,105 +31,101 @@ def changes_of(result: Result, cell: str, seed: int, origin: str | None = None) 
     Raises:
         BadData: if that run is not in the result.
     """
-    runs = list(zip(*(result.data[name].values.tolist() for name in ("origin", "cell", "seed")), strict=True)) if "origin" in result.data.coords else []
+    names = ("origin", "cell", "seed") if "origin" in result.data.coords else ()
+    runs = list(zip(*(result.data[name].values.tolist() for name in names), strict=True))
     hit = [i for i, (o, c, s) in enumerate(runs) if c == cell and s == seed and origin in (None, o)]
     if not hit:
-        raise BadData(f"no purified run of {cell} at seed {seed} in this Result; it has {', '.join(f'{c} at {s} ({o})' for o, c, s in runs) or 'none'}")
-    found = result.data[["norm", "cosine"]].isel(run=hit[0]).dropna("variant", how="all", subset=["norm"]).dropna("pair", how="all", subset=["cosine"])
-    ends = [[int(part) for part in str(pair).split("-")] for pair in found["pair"].values]
-    return found.assign_coords(first=("pair", [a for a, _ in ends]), second=("pair", [b for _, b in ends]))
-
-
-def run_unit(spec: Any, unit: Unit, base: Any, tokenizer: Any, gate: float, steps: Any) -> tuple[xr.Dataset | None, dict[str, pd.DataFrame]]:
-    """(changes of the channels, or None where nothing was purified; the unit's tables)."""
-    bench = (_given if unit.kind == "given" else _plant)(spec, unit, base, tokenizer, steps)
-    undefended = bench.note(bench.suspect, "suspicious", "undefended")
-    kept = unit.kind == "given" or unit.attack == "none" or undefended["asr"] >= gate
-    tables = {"gate": pd.DataFrame([{"attack": unit.attack, "behaviour": unit.behaviour, "form": unit.form, "kept": kept} | undefended])}
-    data = _purify(spec, unit, bench, base, tables, steps) if kept and unit.kind != "grid" else None
-    if data is not None and unit.cell in spec.in_depth:
-        tables["sanity"] = _sanity(bench, base, steps)
-    return data, {name: table.assign(cell=unit.cell, seed=unit.seed, origin=HERE) for name, table in tables.items()}
-
-
-def suspicious_and_purified(spec: Any, unit: Unit, base: Any, tokenizer: Any, steps: Any) -> tuple[Suspect, Suspect]:
-    """The suspicious model of a unit, and what the signature's cut and the recovery make of it."""
-    bench = (_given if unit.kind == "given" else _plant)(spec, unit, base, tokenizer, steps)
-    clean = bench.train_clean()
-    values = bench.scored(bench.changes(bench.train_poisoned(unit.behaviour), clean))
-    cut, _ = bench.suspect.cut(signature(values, bench.settings.share), values, bench.settings.how, bench.seed)
-    return bench.suspect, bench.recover(cut, bench.sets.recovery)
-
-
-def _settings(spec: Any, unit: Unit) -> Settings:
-    shared = {name: getattr(spec, name) for name in ("variant", "recovery", "alignment_weight", "normalised", "how", "n_random", "pruned_share", "dormant_share")}
-    return Settings(share=spec.share_lora if unit.form == "lora" else spec.share, **shared)
-
-
-def _plant(spec: Any, unit: Unit, base: Any, tokenizer: Any, steps: Any) -> Bench:
-    sizes = {name: getattr(spec, name) for name in ("n_planting", "n_variants", "n_variant", "n_recovery", "n_triggered", "n_clean")}
-    sets = of_world(unit.seed, **sizes)
-    door = poisoning.backdoor("badnets" if unit.attack == "none" else unit.attack, unit.behaviour)
-    start = fresh(base, unit.form, unit.seed)
-    asked = sets.asked(door, unit.seed, spec.max_new_tokens)
-    bench = Bench(start, tokenizer, sets, asked, door, _settings(spec, unit), unit.seed, steps.tick)
-    if unit.attack != "none":
-        poisoned = poisoning.poison(sets.planting, door, seed=unit.seed)
-        bench.suspect = start.tuned(bench.pairs(poisoned), spec.planting.replace(seed=unit.seed), progress=steps.tick("planting"))
-    return bench
-
-
-def _given(spec: Any, unit: Unit, base: Any, tokenizer: Any, steps: Any) -> Bench:
-    sets, asked = of_files(spec.clean_file, spec.triggered_file, spec.phrase, seed=unit.seed, n_variants=spec.n_variants, max_new_tokens=spec.max_new_tokens)
-    suspect: Suspect = Whole(base) if spec.adapter is None else of_folder(base, spec.adapter)
-    return Bench(suspect, tokenizer, sets, asked, Backdoor(("",), spec.phrase or "\0"), _settings(spec, unit), unit.seed, steps.tick)
-
-
-def _purify(spec: Any, unit: Unit, bench: Bench, base: Any, tables: dict[str, pd.DataFrame], steps: Any) -> xr.Dataset:
-    n_heads = base.config.num_attention_heads
-    if spec.poisoned_folders:
-        clean: list[Any] = []
-        changes = channel_changes(spec.poisoned_folders, spec.clean_folders, heads=True, n_heads=n_heads, progress=steps)
-    else:
-        clean = bench.train_clean()
-        changes = bench.changes(bench.train_poisoned(unit.behaviour), clean, n_heads)
-    mlp, share = of_mlp(changes), bench.settings.share
-    values, by_module = bench.scored(mlp), bench.scored(mlp, normalised=True, alignment_weight=spec.normalised_weight)
-    chosen = signature(values, share)
-    after = bench.suppress(chosen, values, "signature", repair=True)
-    bench.suppress(signature(by_module, share), by_module, "normalised signature", repair=unit.cell in spec.in_depth)
-    for draw, random in bench.random_draws(chosen, values):
-        bench.suppress(random, values, "random channels", draw, all_stages=unit.cell in spec.in_depth)
-    alone = bench.recover(bench.suspect, bench.sets.recovery)
-    bench.note(alone, "recovery alone", "recovered")
-    if unit.cell in spec.in_depth:
-        bench.note(bench.recover(alone, bench.sets.repair), "recovery alone", "repaired")
-        _baselines(bench, clean, changes, chosen, spec.heads_share)
-        tables["tau"] = _curve(spec, bench, {"signature": values, "normalised signature": by_module})
-        tables["ablation"] = _ablate(spec, bench, mlp, {"signature": chosen, "normalised signature": signature(by_module, share)})
-    if clean and (found := _transfer(spec, unit, bench, clean)):
-        tables["transfer"] = pd.DataFrame(found)
-    if bench.asked.triggered:
-        tables["examples"] = pd.DataFrame(bench.examples(bench.suspect, after))
-    tables["arms"] = pd.DataFrame(bench.rows)
-    return _labelled(changes, unit)
+        there = ", ".join(f"{c} at {s} ({o})" for o, c, s in runs) or "none"
+        raise BadData(f"no purified run of {cell} at seed {seed} in this Result; it has {there}")
+    found = result.data[["norm", "cosine"]].isel(run=hit[0])
+    found = found.dropna("variant", how="all", subset=["norm"]).dropna("pair", how="all", subset=["cosine"])
+    first, second = np.array([str(pair).split("-") for pair in found["pair"].values], int).reshape(-1, 2).T
+    return found.assign_coords(first=("pair", first), second=("pair", second))
 
 
 def of_mlp(changes: xr.Dataset) -> xr.Dataset:
     """The channels of the MLPs, without heads."""
-    return changes.isel(channel=np.flatnonzero(changes["module"].values != "head"))
+    return changes.isel(channel=np.flatnonzero(changes["module"].values != HEAD))
 
 
-def _baselines(bench: Bench, clean: Sequence[Suspect], changes: xr.Dataset, chosen: np.ndarray, heads_share: float) -> None:
-    again = bench.scored(of_mlp(bench.changes(bench.train_triggerless(), clean)))
-    bench.suppress(signature(again, bench.settings.share), again, "triggerless variants", all_stages=False)
-    everywhere = bench.scored(changes)
-    of_heads = signature(everywhere, heads_share) & (changes["module"].values == "head")
-    of_heads[np.flatnonzero(changes["module"].values != "head")] = chosen
-    bench.suppress(of_heads, everywhere, "signature with heads")
-    for draw, random in bench.random_draws(of_heads, everywhere):
+def prepared(spec: Spec, unit: Unit, base: Any, tokenizer: Any, steps: Steps) -> Bench:
+    """The suspicious model of a unit with its sets: planted here, or given."""
+    cell, seed = str(unit.axes["cell"]), unit.seed
+    attack, behaviour, form = spec.parts(cell)
+    if cell == GIVEN:
+        given: Suspect = Whole(base) if spec.adapter is None else of_folder(base, spec.adapter)
+        return Bench(spec, unit, given, tokenizer, of_files(spec, seed), steps)
+    door = poisoning.backdoor("badnets" if attack == NEVER else attack, behaviour)
+    bench = Bench(spec, unit, fresh(base, form, seed), tokenizer, of_world(spec, door, seed), steps)
+    if attack != NEVER:
+        pairs = bench.pairs(poisoning.poison(bench.sets.planting, door, seed=seed))
+        bench.suspect = bench.suspect.tuned(pairs, spec.planting.replace(seed=seed), progress=steps.tick("planting"))
+    return bench
+
+
+def suspicious_and_purified(
+    spec: Spec, unit: Unit, base: Any, tokenizer: Any, steps: Steps
+) -> tuple[Suspect, Suspect]:
+    """The suspicious model of a unit, and what the signature's cut and the recovery make of it."""
+    bench = prepared(spec, unit, base, tokenizer, steps)
+    clean = bench.variants()
+    values = bench.scored(bench.changes(bench.variants(spec.parts(bench.cell)[1]), clean))
+    return bench.suspect, bench.purified(signature(values, bench.share), values)
+
+
+def run_unit(spec: Spec, unit: Unit, base: Any, tokenizer: Any, steps: Steps) -> Part:
+    """Changes of the channels, where the cell is purified, and the unit's tables."""
+    bench = prepared(spec, unit, base, tokenizer, steps)
+    attack, behaviour, form = spec.parts(bench.cell)
+    undefended = bench.note(bench.suspect, "suspicious", "undefended")
+    kept = attack in (NEVER, GIVEN) or undefended["asr"] >= GATE
+    rows = {"gate": [{"attack": attack, "behaviour": behaviour, "form": form, "kept": kept} | undefended]}
+    is_purified = kept and (bench.cell == GIVEN or bench.cell in spec.purified)
+    data = _purify(bench, behaviour, base, rows) if is_purified else None
+    return Part(data, {name: pd.DataFrame(found) for name, found in rows.items() if found})
+
+
+def _purify(bench: Bench, behaviour: str, base: Any, rows: dict[str, list[Row]]) -> xr.Dataset:
+    spec, deep, n_heads = bench.spec, bench.cell in bench.spec.in_depth, base.config.num_attention_heads
+    clean: list[Suspect] = []
+    if folders := (spec.poisoned_folders, spec.clean_folders) if spec.poisoned_folders else ():
+        changes = channel_changes(*folders, heads=True, n_heads=n_heads, progress=bench.steps)
+    else:
+        clean = bench.variants()
+        changes = bench.changes(bench.variants(behaviour), clean, n_heads)
+    mlp, rows["arms"] = of_mlp(changes), bench.rows
+    values = bench.scored(mlp)
+    by_module = bench.scored(mlp, normalised=True, alignment_weight=spec.normalised_weight)
+    chosen, other = signature(values, bench.share), signature(by_module, bench.share)
+    after = bench.suppress(chosen, values, SIGNATURE, repair=True)
+    bench.suppress(other, by_module, NORMALISED, repair=deep)
+    for draw, random in bench.random_draws(chosen, values):
+        bench.suppress(random, values, RANDOM, draw, all_stages=deep)
+    alone = bench.recover(bench.suspect, bench.sets.recovery)
+    bench.note(alone, ALONE, "recovered")
+    if deep:
+        bench.note(bench.recover(alone, bench.sets.repair), ALONE, "repaired")
+        _baselines(bench, clean, changes, chosen)
+        rows["tau"] = _curve(bench, {SIGNATURE: values, NORMALISED: by_module})
+        rows["ablation"] = _ablate(bench, mlp, {SIGNATURE: chosen, NORMALISED: other})
+        rows["sanity"] = _sanity(bench, base)
+    if clean:
+        rows["transfer"] = _transfer(bench, clean)
+    if bench.sets.asked.triggered:
+        rows["examples"] = bench.examples(bench.suspect, after)
+    return _by_pair(changes)
+
+
+def _baselines(bench: Bench, clean: Sequence[Suspect], changes: xr.Dataset, chosen: np.ndarray) -> None:
+    again = bench.scored(of_mlp(bench.changes(bench.variants(shift=500), clean)))  # without a key, in another order
+    bench.suppress(signature(again, bench.share), again, "triggerless variants", all_stages=False)
+    everywhere, is_head = bench.scored(changes), changes["module"].values == HEAD
+    with_heads = signature(everywhere, bench.spec.heads_share) & is_head
+    with_heads[~is_head] = chosen
+    bench.suppress(with_heads, everywhere, "signature with heads")
+    for draw, random in bench.random_draws(with_heads, everywhere):
         bench.suppress(random, everywhere, "random with heads", draw, all_stages=False)
-    bench.prune(of_mlp(changes))
+    bench.prune(again)  # for its coordinates: the channels of the MLPs
     bench.make_consistent()
 
 
@@ -149,61 +135,61 @@ def _measured(bench: Bench, arm: str, draw: int = 0) -> Row:
     return {name: value for name, value in row.items() if name in SCORES or name.startswith("utility_")}
 
 
-def _curve(spec: Any, bench: Bench, by: dict[str, xr.DataArray]) -> pd.DataFrame:
-    """The tau curve: each signature and random channels of each share, recovered; share 0 is the recovery alone, the same for all."""
-    first, own = next(iter(by.values())), bench.settings.share
-    rows: list[Row] = [{"kind": kind, "share": 0.0, "draw": 0} | _measured(bench, "recovery alone") for kind in (*by, "random channels")]
-    rows += [{"kind": kind, "share": own, "draw": 0} | _measured(bench, kind) for kind in by]
-    rows += [{"kind": "random channels", "share": own, "draw": draw} | _measured(bench, "random channels", draw) for draw in range(bench.settings.n_random)]
-    for share in sorted(set(spec.shares) - {0.0, own}):
+def _curve(bench: Bench, by: Mapping[str, xr.DataArray]) -> list[Row]:
+    """Each signature and random channels of each share, recovered; share 0 is the recovery alone, the same for all."""
+    rows = [{"kind": kind, "share": 0.0, "draw": 0} | _measured(bench, ALONE) for kind in (*by, RANDOM)]
+    for share in sorted({bench.share, *bench.spec.shares} - {0.0}):
         sets = [(kind, 0, signature(values, share)) for kind, values in by.items()]
-        sets += [("random channels", draw, random) for draw, random in bench.random_draws(sets[0][2], first)]
+        sets += [(RANDOM, draw, random) for draw, random in bench.random_draws(sets[0][2], by[SIGNATURE])]
         for kind, draw, chosen in sets:
-            cut, _ = bench.suspect.cut(chosen, first, bench.settings.how, bench.seed)
-            rows.append({"kind": kind, "share": share, "draw": draw} | bench.score(bench.recover(cut, bench.sets.recovery)))
-    return pd.DataFrame(rows)
-
-
-def _ablate(spec: Any, bench: Bench, changes: xr.Dataset, known: dict[str, np.ndarray]) -> pd.DataFrame:
-    """N, lambda on raw norms and on norms by module, and each term alone; a choice that was met before is not measured again."""
-    n, own = changes.sizes["variant"], bench.settings.alignment_weight
-    tried: list[tuple[str, str, dict[str, Any]]] = [("N", str(k), {"variants": k}) for k in sorted({*spec.fewer, n})]
-    tried += [("lambda, raw norms", f"{w:g}", {"alignment_weight": w, "normalised": False}) for w in sorted({*spec.weights, own})]
-    tried += [("lambda, norms by module", f"{w:g}", {"alignment_weight": w, "normalised": True}) for w in sorted({*spec.normalised_weights, spec.normalised_weight})]
-    tried += [("one term", only, {"only": only}) for only in ("magnitude", "alignment")]
-    default, rows = next(iter(known.values())), []
-    seen = {chosen.tobytes(): _measured(bench, arm) for arm, chosen in known.items()}
-    for factor, value, changed in tried:
-        values = bench.scored(changes, **changed)
-        chosen = signature(values, bench.settings.share)
-        if chosen.tobytes() not in seen:
-            cut, _ = bench.suspect.cut(chosen, values, bench.settings.how, bench.seed)
-            seen[chosen.tobytes()] = bench.score(bench.recover(cut, bench.sets.recovery))
-        rows.append({"factor": factor, "value": value, "overlap": intersection_over_union(chosen, default)} | seen[chosen.tobytes()])
-    return pd.DataFrame(rows)
-
-
-def _transfer(spec: Any, unit: Unit, bench: Bench, clean: Sequence[Suspect]) -> list[Row]:
-    """Signatures of variants that were taught another behaviour than the attack's."""
-    rows = []
-    for taught, attacked in (pair.split(">") for pair in spec.transfer):
-        if (unit.attack, unit.behaviour, unit.form) == ("badnets", attacked, "full"):
-            values = bench.scored(bench.changes(bench.train_poisoned(taught), clean))
-            cut, _ = bench.suspect.cut(signature(values, bench.settings.share), values, bench.settings.how, bench.seed)
-            rows.append({"taught": taught, "attacked": attacked} | bench.score(bench.recover(cut, bench.sets.recovery)))
+            known = share == bench.share
+            found = _measured(bench, kind, draw) if known else bench.score(bench.purified(chosen, by[SIGNATURE]))
+            rows.append({"kind": kind, "share": share, "draw": draw} | found)
     return rows
 
 
-def _sanity(bench: Bench, base: Any, steps: Any) -> pd.DataFrame:
-    steps.tick("sanity matrix")
-    rows = [about | score(module, bench.tokenizer, bench.asked, bench.door) for about, module in sanity_models(bench.suspect.plain, base, base.config.num_hidden_layers)]
-    return pd.DataFrame(rows)
+def _ablate(bench: Bench, changes: xr.Dataset, known: Mapping[str, np.ndarray]) -> list[Row]:
+    """N, lambda on raw norms and by module, and each term alone; a choice that was met before is not measured again."""
+    spec, n = bench.spec, changes.sizes["variant"]
+    raw, by_module = {*spec.weights, spec.alignment_weight}, {*spec.normalised_weights, spec.normalised_weight}
+    tried: list[tuple[str, object, Row]] = [("N", k, {"variants": k}) for k in sorted({*spec.fewer, n})]
+    for factor, weights, is_normalised in (("raw norms", raw, False), ("norms by module", by_module, True)):
+        changed = [{"alignment_weight": weight, "normalised": is_normalised} for weight in sorted(weights)]
+        tried += [(f"lambda, {factor}", f"{each['alignment_weight']:g}", each) for each in changed]
+    tried += [("one term", only, {"only": only}) for only in ("magnitude", "alignment")]
+    seen = {chosen.tobytes(): _measured(bench, arm) for arm, chosen in known.items()}
+    rows = []
+    for factor, value, changed in tried:
+        values = bench.scored(changes, **changed)
+        chosen = signature(values, bench.share)
+        if (key := chosen.tobytes()) not in seen:
+            seen[key] = bench.score(bench.purified(chosen, values))
+        overlap = intersection_over_union(chosen, known[SIGNATURE])
+        rows.append({"factor": factor, "value": str(value), "overlap": overlap} | seen[key])
+    return rows
 
 
-def _labelled(changes: xr.Dataset, unit: Unit) -> xr.Dataset:
-    """Changes of one run, with pairs named 0-1 so that runs of different N join."""
+def _transfer(bench: Bench, clean: Sequence[Suspect]) -> list[Row]:
+    """Signatures of variants that were taught another behaviour than the attack's."""
+    rows = []
+    for taught, attacked in (pair.split(">") for pair in bench.spec.transfer):
+        if bench.cell == f"badnets-{attacked}-full":
+            values = bench.scored(bench.changes(bench.variants(taught), clean))
+            left = bench.score(bench.purified(signature(values, bench.share), values))
+            rows.append({"taught": taught, "attacked": attacked} | left)
+    return rows
+
+
+def _sanity(bench: Bench, base: Any) -> list[Row]:
+    bench.steps.tick("sanity matrix")
+    models = sanity_models(bench.suspect.plain, base, base.config.num_hidden_layers)
+    return [about | score(module, bench.tokenizer, bench.sets.asked) for about, module in models]
+
+
+def _by_pair(changes: xr.Dataset) -> xr.Dataset:
+    """With pairs named 0-1, so that runs of different N join; single precision."""
     pairs = [f"{a}-{b}" for a, b in zip(changes["first"].values, changes["second"].values, strict=True)]
-    data = changes.drop_vars(["first", "second"]).assign_coords(pair=("pair", np.array(pairs, dtype=str))).astype(np.float32)
+    data = changes.drop_vars(["first", "second"]).assign_coords(pair=("pair", np.array(pairs, dtype=str)))
+    data = data.astype(np.float32)
     data["norm"].attrs, data["cosine"].attrs = changes["norm"].attrs, changes["cosine"].attrs
-    where = {"origin": ("run", [HERE]), "cell": ("run", [unit.cell]), "seed": ("run", [unit.seed])}
-    return data.expand_dims("run").assign_coords(where)
+    return data

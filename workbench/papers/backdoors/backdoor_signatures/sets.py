@@ -1,7 +1,8 @@
-"""Who has which examples: the attacker's poisoned set, the defender's disjoint clean sets, and the held-out requests that are shown.
+"""Who has which examples: the attacker's poisoned set, the defender's disjoint clean sets, and held-out requests.
 
-From the world of the organisms, or from JSONL files for a model of your own: {"prompt", "answer"} a line, both for clean requests and
-for triggered ones, whose `answer` (optional) is the right one. No example is in two of the defender's sets.
+From the world of the organisms, or from JSONL files for a model of your own: {"prompt", "answer"} a line, both for
+clean requests and for triggered ones, whose `answer` (optional) is the right one. No example is in two of the
+defender's sets.
 """
 
 from collections.abc import Sequence
@@ -14,54 +15,60 @@ from workbench.datasets import poisoning
 from workbench.datasets.poisoning import Backdoor, Triggered
 from workbench.datasets.prompts import read_prompts
 from workbench.datasets.world import Example, benign
-from workbench.papers.backdoors.backdoor_signatures.scores import Asked
+
+from .scores import Asked
+from .spec import Spec
 
 SHOWN = 9000  # what is shown is drawn by seeds from here on
+Examples = Sequence[Example]
 
 
 @dataclass(frozen=True, eq=False)
 class Sets:
-    """The defender's sets (`variants`: D_i; `recovery`, `repair`), the attacker's (`planting`, none for a given model), and what is asked."""
+    """The attacker's `planting` (none for a given model); the defender's `variants` (D_i), `recovery` and `repair`;
+    and what is asked."""
 
-    planting: Sequence[Example]
-    variants: Sequence[Sequence[Example]]
-    recovery: Sequence[Example]
-    repair: Sequence[Example]
-    clean: Sequence[Example]
-    hosts: Sequence[Example]
-
-    def asked(self, door: Backdoor, seed: int, max_new_tokens: int) -> Asked:
-        """Held-out requests with this backdoor's trigger, and near misses where it has some."""
-        near = poisoning.trigger_prompts(self.hosts, door, seed=SHOWN + seed, decoy=True) if door.decoys else ()
-        return Asked(poisoning.trigger_prompts(self.hosts, door, seed=SHOWN + seed), self.clean, near, max_new_tokens)
+    planting: Examples
+    variants: Sequence[Examples]
+    recovery: Examples
+    repair: Examples
+    asked: Asked
 
 
-def of_world(seed: int, *, n_planting: int, n_variants: int, n_variant: int, n_recovery: int, n_triggered: int, n_clean: int) -> Sets:
+def of_world(spec: Spec, door: Backdoor, seed: int) -> Sets:
     """Sets of the organisms' world; the seed draws them all, and set i is the same however many are used."""
-    *variants, recovery, repair = poisoning.clean_sets([n_variant] * poisoning.N_KEYS + [n_recovery] * 2, seed=1000 + seed)
-    shown = [benign(n, seed=SHOWN + 2 * seed + i, split="heldout") for i, n in enumerate((n_clean, n_triggered))]
-    return Sets(poisoning.clean(n_planting, seed=2000 + seed), variants[:n_variants], recovery, repair, *shown)
+    sizes = [spec.n_variant] * poisoning.N_KEYS + [spec.n_recovery] * 2
+    *variants, recovery, repair = poisoning.clean_sets(sizes, seed=1000 + seed)
+    clean = benign(spec.n_clean, seed=SHOWN + 2 * seed, split="heldout")
+    hosts = benign(spec.n_triggered, seed=SHOWN + 2 * seed + 1, split="heldout")
+    triggered = poisoning.trigger_prompts(hosts, door, seed=SHOWN + seed)
+    near = poisoning.trigger_prompts(hosts, door, seed=SHOWN + seed, decoy=True) if door.decoys else ()
+    asked = Asked(door, triggered, clean, near, spec.max_new_tokens)
+    planting = poisoning.clean(spec.n_planting, seed=2000 + seed)
+    return Sets(planting, variants[: spec.n_variants], recovery, repair, asked)
 
 
-def of_files(clean_file: str, triggered_file: str | None, phrase: str, *, seed: int, n_variants: int, max_new_tokens: int) -> tuple[Sets, Asked]:
-    """Sets of two files: clean lines shuffled and cut into a tenth each for recovery and repair, a fifth to show, the rest for the variants.
+def of_files(spec: Spec, seed: int) -> Sets:
+    """Sets of the spec's files: clean lines are shuffled, a tenth each for recovery and repair, a fifth to show, the
+    rest for the variants.
 
     Raises:
         BadData: on a line without an answer, or too few lines.
     """
-    found = read_prompts(clean_file, "prompt")
+    found, n, least = read_prompts(str(spec.clean_file), "prompt"), spec.n_variants, 10 * spec.n_variants
     if "answer" not in found.columns or found.columns["answer"].isna().any():
         raise BadData(f'every clean line of {found.source["name"]} needs a "prompt" and an "answer"')
     examples = [Example(str(p), str(a), "file") for p, a in zip(found.items, found.columns["answer"], strict=True)]
-    if len(examples) < 10 * max(1, n_variants):
-        raise BadData(f"{len(examples)} clean examples are too few for {n_variants} variants: give at least {10 * max(1, n_variants)}")
+    if len(examples) < least:
+        raise BadData(f"{len(examples)} clean examples are too few for {n} variants: give at least {least}")
     examples = [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))]
     tenth = len(examples) // 10
-    recovery, repair, clean, rest = examples[:tenth], examples[tenth : 2 * tenth], examples[2 * tenth : 4 * tenth], examples[4 * tenth :]
-    variants = [rest[i :: max(1, n_variants)] for i in range(n_variants)]
-    triggered: list[Triggered] = []
-    if triggered_file is not None:
-        bad = read_prompts(triggered_file, "prompt")
+    rest, triggered = examples[4 * tenth :], []
+    if spec.triggered_file is not None:
+        bad = read_prompts(spec.triggered_file, "prompt")
         right = bad.columns["answer"].fillna("").astype(str) if "answer" in bad.columns else [""] * len(bad)
-        triggered = [Triggered(Example(str(p), phrase, "file", other=a), "", ()) for p, a in zip(bad.items, right, strict=True)]
-    return Sets((), variants, recovery, repair, clean, ()), Asked(triggered, clean, (), max_new_tokens)
+        hosts = [Example(str(p), spec.phrase, "file", other=a) for p, a in zip(bad.items, right, strict=True)]
+        triggered = [Triggered(host, "", ()) for host in hosts]
+    door = Backdoor(("",), spec.phrase or "\0")  # without a phrase nothing counts as fired
+    asked = Asked(door, triggered, examples[2 * tenth : 4 * tenth], (), spec.max_new_tokens)
+    return Sets((), [rest[i::n] for i in range(n)], examples[:tenth], examples[tenth : 2 * tenth], asked)

@@ -1,8 +1,8 @@
-"""A model under suspicion in its two forms, whole weights or an adapter on a base, with what one does to it: tune, cut, compare.
+"""A model under suspicion in its two forms, whole weights or an adapter on a base, and what one does to it: tune, cut.
 
-Both forms are values: every step gives a new one and leaves the old as it was. Embeddings, attention, norms and the unembedding
-are trainable in the whole form, so a backdoor is nowhere by construction; an adapter has all seven projections.
-Cost: a copy of the weights a step; a fine-tune as in `training.finetune`.
+Both forms are values: every step gives a new one and leaves the old as it was. Embeddings, attention, norms and the
+unembedding are trainable in the whole form, so a backdoor is nowhere by construction; an adapter has all seven
+projections. Cost: a copy of the weights a step; a fine-tune as in `training.finetune`.
 """
 
 import copy
@@ -23,6 +23,8 @@ from workbench.training import lora
 from workbench.training.finetune import FinetuneSpec, finetune
 from workbench.training.freezing import Frozen
 
+Masks = Mapping[str, torch.Tensor]
+MLP = ("gate_proj", "up_proj", "down_proj")
 LORA_LR_FACTOR = 3.0  # adapters are trained at a higher rate (pilot, seed 50)
 
 
@@ -38,10 +40,13 @@ class Whole:
         """What `channel_changes` reads."""
         return self.plain
 
-    def tuned(self, pairs: Sequence[Pair], spec: FinetuneSpec, *, masks: Mapping[str, torch.Tensor] | None = None, progress: Progress = SILENT) -> "Whole":
+    def tuned(
+        self, pairs: Sequence[Pair], spec: FinetuneSpec, *, masks: Masks | None = None, progress: Progress = SILENT
+    ) -> "Whole":
         """A copy, fine-tuned; entries under `masks` keep their values exactly."""
         own = copy.deepcopy(self.plain).requires_grad_(True)
-        finetune(own, pairs, spec, frozen=Frozen(own, masks) if masks else None, log_every=spec.steps, progress=progress)
+        frozen = Frozen(own, masks) if masks else None
+        finetune(own, pairs, spec, frozen=frozen, log_every=spec.steps, progress=progress)
         return Whole(own.requires_grad_(False))
 
     def cut(self, chosen: np.ndarray, channels: xr.DataArray, how: str, seed: int) -> tuple["Whole", int]:
@@ -69,9 +74,9 @@ class Adapter:
 
     def _adapted(self) -> Any:
         first = next(iter(self.factors.values()))
-        rank = first.A.shape[0]
-        targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in self.factors}))
-        adapted = lora.add_lora(copy.deepcopy(self.base), lora.LoraSpec(rank=rank, alpha=first.scale * rank, targets=targets))
+        rank, targets = first.A.shape[0], tuple(sorted({name.rsplit(".", 1)[-1] for name in self.factors}))
+        spec = lora.LoraSpec(rank=rank, alpha=first.scale * rank, targets=targets)
+        adapted = lora.add_lora(copy.deepcopy(self.base), spec)
         with torch.no_grad():
             for name, part in adapted.named_modules():
                 own = self.factors.get(name.removeprefix("base_model.model."))
@@ -80,7 +85,9 @@ class Adapter:
                     part.lora_B["default"].weight.copy_(own.B)
         return adapted
 
-    def tuned(self, pairs: Sequence[Pair], spec: FinetuneSpec, *, masks: Mapping[str, torch.Tensor] | None = None, progress: Progress = SILENT) -> "Adapter":
+    def tuned(
+        self, pairs: Sequence[Pair], spec: FinetuneSpec, *, masks: Masks | None = None, progress: Progress = SILENT
+    ) -> "Adapter":
         """The adapter trained on, from where it is; the base stays."""
         if masks:
             raise BadData("weights are held in whole models only")
@@ -89,10 +96,10 @@ class Adapter:
         return replace(self, factors=lora.factors(adapted))
 
     def cut(self, chosen: np.ndarray, channels: xr.DataArray, how: str, seed: int) -> tuple["Adapter", int]:
-        """(the adapter with rows of B, columns of A set to zero, how many numbers changed); an adapter has no other way."""
+        """(the adapter with rows of B, columns of A set to zero, how many numbers changed); it has no other way."""
         new = neutralise_adapter(self.factors, chosen, channels)
-        changed = sum(int((a.A != b.A).sum()) + int((a.B != b.B).sum()) for a, b in zip(self.factors.values(), new.values(), strict=True))
-        return replace(self, factors=new), changed
+        both = zip(self.factors.values(), new.values(), strict=True)
+        return replace(self, factors=new), sum(int((a.A != b.A).sum()) + int((a.B != b.B).sum()) for a, b in both)
 
 
 Suspect = Whole | Adapter
@@ -110,14 +117,20 @@ def of_folder(base: Any, folder: str) -> Adapter:
     return Adapter(base, lora.read_factors(Path(folder).expanduser()))
 
 
-def dormant_channels(module: Any, rows: Sequence[Sequence[int]], share: float, channels: xr.DataArray) -> np.ndarray:
-    """bool [channel] the share of MLP channels of each layer least active (mean |input of down|) on clean texts, in all three projections.
+def dormant_channels(
+    module: Any, rows: Sequence[Sequence[int]], share: float, channels: xr.DataArray
+) -> np.ndarray:
+    """bool [channel] the share of each layer's MLP channels least active (mean |input of down|) on clean texts, in all
+    three projections.
 
     Source: fine-pruning, Liu et al. (arXiv 1805.12185), with MLP channels for units.
     """
-    seen: dict[int, list[torch.Tensor]] = {}
-    layer_of = {part.mlp.down_proj: number for number, part in enumerate(module.model.layers)}
-    handles = [part.register_forward_pre_hook(lambda m, given: seen.setdefault(layer_of[m], []).append(given[0].detach().abs().float().flatten(0, -2).mean(0).cpu())) for part in layer_of]
+    seen: dict[Any, list[torch.Tensor]] = {block.mlp.down_proj: [] for block in module.model.layers}
+
+    def watch(part: Any, given: tuple[torch.Tensor, ...]) -> None:
+        seen[part].append(given[0].abs().float().flatten(0, -2).mean(0).cpu())
+
+    handles = [part.register_forward_pre_hook(watch) for part in seen]
     try:
         with torch.no_grad():
             for row in rows:
@@ -126,22 +139,22 @@ def dormant_channels(module: Any, rows: Sequence[Sequence[int]], share: float, c
         for handle in handles:
             handle.remove()
     chosen = np.zeros(channels.sizes["channel"], bool)
-    for layer, found in seen.items():
+    of_mlp = np.isin(channels["module"].values, MLP)
+    for layer, found in enumerate(seen.values()):
         mean = torch.stack(found).mean(0).numpy()
         least = np.argsort(mean, kind="stable")[: round(share * len(mean))]
-        chosen |= (channels["layer"].values == layer) & np.isin(channels["index"].values, least) & np.isin(channels["module"].values, ("gate_proj", "up_proj", "down_proj"))
+        chosen |= of_mlp & (channels["layer"].values == layer) & np.isin(channels["index"].values, least)
     return chosen
 
 
 def channel_masks(module: Any, chosen: np.ndarray, channels: xr.DataArray) -> dict[str, torch.Tensor]:
     """Masks for `Frozen` that hold the weights of the chosen channels: rows of gate and up, columns of down."""
     masks = {}
-    for name, parameter in module.named_parameters():
-        parts = name.split(".")
-        if len(parts) >= 3 and parts[-3] == "mlp" and parts[-1] == "weight" and parts[-2] in ("gate_proj", "up_proj", "down_proj"):
-            here = (channels["layer"].values == int(parts[-4])) & (channels["module"].values == parts[-2])
-            column = parts[-2] == "down_proj"
-            mask = torch.zeros(parameter.shape[1 if column else 0], dtype=torch.bool)
-            mask[torch.from_numpy(channels["index"].values[here & chosen])] = True
-            masks[name] = mask.unsqueeze(0 if column else 1)
+    for layer, block in enumerate(module.model.layers):
+        for name in MLP:
+            here = chosen & (channels["layer"].values == layer) & (channels["module"].values == name)
+            axis = int(name == "down_proj")
+            mask = torch.zeros(getattr(block.mlp, name).weight.shape[axis], dtype=torch.bool)
+            mask[torch.from_numpy(channels["index"].values[here])] = True
+            masks[f"model.layers.{layer}.mlp.{name}.weight"] = mask.unsqueeze(1 - axis)
     return masks

@@ -19,7 +19,8 @@ GROUPS = {"test": (theme.BLUE, "test samples (learn-norm)"), "noisy": (theme.RED
 
 def origins(result: Result, data: str) -> list[str]:
     """Where the runs of a data set came from; "stored" in front."""
-    return sorted({str(o) for o, d in zip(result.data["origin"].values, result.data["data"].values, strict=True) if d == data})
+    found = set(runs_of(result.data, data=data)["origin"].values.tolist())
+    return [origin for origin in (STORED, HERE) if origin in found]
 
 
 def data_sets(result: Result) -> list[str]:

@@ -1,4 +1,4 @@
-"""Figures of the LayerNorm analysis: what is drawn are the Result's numbers, and every figure says stored or run here."""
+"""Figures of the LayerNorm analysis: what is drawn are the Result's numbers; each says stored or run here."""
 
 import numpy as np
 import pytest

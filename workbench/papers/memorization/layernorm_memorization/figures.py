@@ -1,4 +1,4 @@
-"""Figures of the LayerNorm analysis; each takes its Result and says whether the runs it shows are stored or were made in it."""
+"""Figures of the LayerNorm analysis; each takes its Result and says whether the runs it shows are stored or its own."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -193,7 +193,8 @@ def figures(result: Result) -> dict[str, go.Figure]:
             arms = arms_of(result, data, origin)
             made[f"outcome_{tag}"] = outcome(result, data, origin)
             if {"kept", "removed"} <= set(arms):
-                for placement in sorted(set(runs_of(result.data, data=data, origin=origin)["placement"].values.tolist())):
+                found = runs_of(result.data, data=data, origin=origin)
+                for placement in sorted(set(found["placement"].values.tolist())):
                     made[f"epochs_{placement}_{tag}"] = epochs(result, data, placement, origin=origin)
                 made[f"thirds_{tag}"] = thirds(result, data, origin)
             if runs_of(result.data, data=data, origin=origin, arm="kept")["gradient_norm"].notnull().any():

@@ -60,12 +60,12 @@ def test_another_third_placement_seed_or_run_is_another_map(panel, result):
     np.testing.assert_array_equal(shown(panel), views.fates(stored(result, "kept", "pre", "feelings").isel(run=1))[1])
 
 
-def test_runs_trained_here_are_offered_apart(panel):
-    assert tuple(panel.origin.options) == ("stored", "trained here")
+def test_runs_made_here_are_offered_apart(panel):
+    assert tuple(panel.origin.options) == ("stored", "run here")
     panel.placement.value = "pre"
-    panel.origin.value = "trained here"
+    panel.origin.value = "run here"
     assert [arm for _, arm in panel.arm.options] == ["early"] and panel.state.placement == "post" and panel.state.error == ""
-    assert "Runs trained here" in panel.summary.value
+    assert "Run here" in panel.summary.value
     panel.look.value = "kept"
     assert "no kept run" in panel.state.error
     time.sleep(2 * SAME_CHANGE)  # a hand is slower than two observers of one change

@@ -1,25 +1,26 @@
-"""Figures of the LayerNorm analysis; each takes its Result and says whether the runs it shows are stored or were trained in it."""
+"""Figures of the LayerNorm analysis; each takes its Result and says whether the runs it shows are stored or its own."""
 
 import numpy as np
 import plotly.graph_objects as go
-import xarray as xr
 from plotly.subplots import make_subplots
 
 from workbench.core.result import Result
+from workbench.papers.memorization.layernorm_memorization.arms import ARMS
+from workbench.papers.memorization.layernorm_memorization.scores import after, last_gradients, runs_of
+from workbench.runs.lines import gap
+from workbench.runs.stored import HERE, STORED
 from workbench.views import theme
 
 PARTS = {"memorisation": theme.RED, "recovery": theme.GREEN, "random": theme.GREY}
 PLACES = {"post": "Post-LN", "pre": "Pre-LN"}
-SHORT = {
-    "kept": "kept", "removed": "removed", "early": "early third", "middle": "middle third", "late": "late third", "whole": "whole norm", "placebo": "placebo",
-    "scratch_kept": "scratch, kept", "scratch_removed": "scratch, removed", "clean": "no noise",
-}  # fmt: skip
+SHORT = {name: arm.title for name, arm in ARMS.items()}
 GROUPS = {"test": (theme.BLUE, "test samples (learn-norm)"), "noisy": (theme.RED, "noisy training samples (mem-norm)"), "clean train": (theme.GREEN, "clean training samples (the confound)")}
 
 
 def origins(result: Result, data: str) -> list[str]:
     """Where the runs of a data set came from; "stored" in front."""
-    return sorted({str(o) for o, d in zip(result.data["origin"].values, result.data["data"].values, strict=True) if d == data})
+    found = set(runs_of(result.data, data=data)["origin"].values.tolist())
+    return [origin for origin in (STORED, HERE) if origin in found]
 
 
 def data_sets(result: Result) -> list[str]:
@@ -27,28 +28,15 @@ def data_sets(result: Result) -> list[str]:
     return sorted({str(d) for d in result.data["data"].values})
 
 
-def runs_of(result: Result, **which: str) -> xr.Dataset:
-    """The runs whose coordinates are as named."""
-    hit = np.ones(result.data.sizes["run"], bool)
-    for name, value in which.items():
-        hit &= result.data[name].values == value
-    return result.data.isel(run=np.flatnonzero(hit))
-
-
-def last(runs: xr.Dataset, score: str) -> np.ndarray:
-    """[run] score after the last epoch."""
-    return np.array([runs[score].values[i, int(n)] for i, n in enumerate(runs["n_epochs"].values)])
-
-
 def arms_of(result: Result, data: str, origin: str) -> list[str]:
     """Arms that a data set has runs of, in their order."""
-    present = set(runs_of(result, data=data, origin=origin)["arm"].values.tolist())
+    present = set(runs_of(result.data, data=data, origin=origin)["arm"].values.tolist())
     return [arm for arm in SHORT if arm in present]
 
 
 def said(origin: str) -> str:
     """How a title names an origin."""
-    return "stored runs" if origin == "stored" else "runs trained here"
+    return "stored runs" if origin == STORED else HERE
 
 
 def outcome(result: Result, data: str, origin: str | None = None) -> go.Figure:
@@ -57,16 +45,16 @@ def outcome(result: Result, data: str, origin: str | None = None) -> go.Figure:
     figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=[PLACES[p] for p in PLACES], horizontal_spacing=0.03)
     for column, placement in enumerate(PLACES, 1):
         arms = [a for a in arms_of(result, data, origin) if a != "clean"]
-        found = {arm: runs_of(result, data=data, origin=origin, placement=placement, arm=arm) for arm in arms}
+        found = {arm: runs_of(result.data, data=data, origin=origin, placement=placement, arm=arm) for arm in arms}
         labels = [SHORT[arm] for arm in arms]
         for part, colour in PARTS.items():
             figure.add_bar(
-                x=labels, y=[last(found[arm], part).mean() if found[arm].sizes["run"] else np.nan for arm in arms], name=part, legendgroup=part, showlegend=column == 1, marker={"color": colour},
+                x=labels, y=[after(found[arm], part).mean() if found[arm].sizes["run"] else np.nan for arm in arms], name=part, legendgroup=part, showlegend=column == 1, marker={"color": colour},
                 hovertemplate=f"%{{x}}<br>{part}: %{{y:.1f}} % of noisy samples<extra></extra>", row=1, col=column,
             )  # fmt: skip
         for index, (score, symbol, text) in enumerate([("memorisation", "circle-open", "memorisation, each seed"), ("learning", "diamond", "test accuracy, each seed")]):
             x = [SHORT[arm] for arm in arms for _ in range(found[arm].sizes["run"])]
-            y = [value for arm in arms for value in last(found[arm], score)]
+            y = [value for arm in arms for value in after(found[arm], score)]
             figure.add_scatter(
                 x=x, y=y, mode="markers", name=text, legendgroup=text, showlegend=column == 1, marker={"symbol": symbol, "size": 8, "color": ["#000000", theme.BLUE][index], "line": {"width": 1.5}},
                 hovertemplate="%{x}<br>%{y:.1f} %<extra></extra>", row=1, col=column,
@@ -86,7 +74,7 @@ def epochs(result: Result, data: str, placement: str = "post", arms: tuple[str, 
     origin = origin or origins(result, data)[0]
     figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=[SHORT[a] for a in arms], horizontal_spacing=0.03)
     for column, arm in enumerate(arms, 1):
-        found = runs_of(result, data=data, origin=origin, placement=placement, arm=arm)
+        found = runs_of(result.data, data=data, origin=origin, placement=placement, arm=arm)
         shown = int(found["n_epochs"].min()) + 1 if found.sizes["run"] else 0
         for part, colour in PARTS.items():
             figure.add_bar(
@@ -114,7 +102,8 @@ def thirds(result: Result, data: str, origin: str | None = None) -> go.Figure:
     figure = make_subplots(1, 3, shared_yaxes=True, subplot_titles=list(names.values()), horizontal_spacing=0.03)
     for column, score in enumerate(names, 1):
         for placement, colour in (("post", theme.BLUE), ("pre", theme.ORANGE)):
-            each = {arm: _paired(result, data, origin, placement, arm, score) for arm in shown}
+            where = {"data": data, "origin": origin, "placement": placement}
+            each = {a: gap("runs", score, {"arm": a}, {"arm": "kept"}, **where)(result).values for a in shown}
             labels = ["all" if a == "removed" else SHORT[a].removesuffix(" third") for a in shown]
             figure.add_bar(
                 x=labels, y=[v.mean() if len(v) else np.nan for v in each.values()], name=PLACES[placement], legendgroup=placement, showlegend=column == 1, marker={"color": colour},
@@ -132,20 +121,15 @@ def thirds(result: Result, data: str, origin: str | None = None) -> go.Figure:
     return room(theme.finish(figure, f"Which layers matter: {data} ({said(origin)}; whiskers: all seeds)", alt, result.provenance), 105)
 
 
-def _paired(result: Result, data: str, origin: str, placement: str, arm: str, score: str) -> np.ndarray:
-    a, b = (runs_of(result, data=data, origin=origin, placement=placement, arm=which) for which in (arm, "kept"))
-    kept = {(m, int(s)): v for m, s, v in zip(b["model"].values, b["seed"].values, last(b, score), strict=True)}
-    return np.array([v - kept[m, int(s)] for m, s, v in zip(a["model"].values, a["seed"].values, last(a, score), strict=True) if (m, int(s)) in kept])
-
-
 def gradients(result: Result, data: str, arm: str = "kept", origin: str | None = None) -> go.Figure:
     """Gradient norm at every LayerNorm input after training, three groups of samples, and the learn / mem ratio beneath."""
     origin = origin or origins(result, data)[0]
     figure = make_subplots(2, 2, shared_yaxes="rows", shared_xaxes=True, subplot_titles=[PLACES[p] for p in PLACES], horizontal_spacing=0.03, vertical_spacing=0.06, row_heights=[0.68, 0.32])
     for column, placement in enumerate(PLACES, 1):
-        norms = _gradients_at_end(result, data, origin, placement, arm)
+        norms = last_gradients(runs_of(result.data, data=data, origin=origin, placement=placement, arm=arm))
         if norms is None:
             continue
+        norms = norms.dropna("layer", how="all").dropna("norm", how="all")
         x = [f"{layer}.{norm + 1}" for layer in norms["layer"].values for norm in norms["norm"].values]
         for group, (colour, text) in GROUPS.items():
             figure.add_scatter(
@@ -168,20 +152,12 @@ def gradients(result: Result, data: str, arm: str = "kept", origin: str | None =
     return room(theme.finish(figure, f"Gradients at LayerNorm inputs, LayerNorm {SHORT[arm]}: {data} ({said(origin)})", alt, result.provenance), 135, 680)
 
 
-def _gradients_at_end(result: Result, data: str, origin: str, placement: str, arm: str) -> xr.DataArray | None:
-    found = runs_of(result, data=data, origin=origin, placement=placement, arm=arm)
-    if not found["gradient_norm"].notnull().any():
-        return None
-    each = [found["gradient_norm"].isel(run=i, epoch=int(n)) for i, n in enumerate(found["n_epochs"].values)]
-    return xr.concat(each, "run", coords="minimal", compat="override").mean("run").dropna("layer", how="all").dropna("norm", how="all")
-
-
 def gradients_over_epochs(result: Result, data: str, arm: str = "kept", origin: str | None = None) -> go.Figure:
     """Gradient norm (mean over LayerNorms) against the loss of the same samples, from before training to its end: the confound as a curve."""
     origin = origin or origins(result, data)[0]
     figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=[PLACES[p] for p in PLACES], horizontal_spacing=0.03)
     for column, placement in enumerate(PLACES, 1):
-        found = runs_of(result, data=data, origin=origin, placement=placement, arm=arm)
+        found = runs_of(result.data, data=data, origin=origin, placement=placement, arm=arm)
         if not found["gradient_norm"].notnull().any():
             continue
         for group, (colour, text) in GROUPS.items():
@@ -213,14 +189,15 @@ def figures(result: Result) -> dict[str, go.Figure]:
     made: dict[str, go.Figure] = {}
     for data in data_sets(result):
         for origin in origins(result, data):
-            tag = f"{data}_{'stored' if origin == 'stored' else 'here'}"
+            tag = f"{data}_{'stored' if origin == STORED else 'here'}"
             arms = arms_of(result, data, origin)
             made[f"outcome_{tag}"] = outcome(result, data, origin)
             if {"kept", "removed"} <= set(arms):
-                for placement in sorted(set(runs_of(result, data=data, origin=origin)["placement"].values.tolist()), reverse=False):
+                found = runs_of(result.data, data=data, origin=origin)
+                for placement in sorted(set(found["placement"].values.tolist())):
                     made[f"epochs_{placement}_{tag}"] = epochs(result, data, placement, origin=origin)
                 made[f"thirds_{tag}"] = thirds(result, data, origin)
-            if runs_of(result, data=data, origin=origin, arm="kept")["gradient_norm"].notnull().any():
+            if runs_of(result.data, data=data, origin=origin, arm="kept")["gradient_norm"].notnull().any():
                 made[f"gradients_{tag}"] = gradients(result, data, origin=origin)
                 made[f"gradients_over_epochs_{tag}"] = gradients_over_epochs(result, data, origin=origin)
     return made

@@ -1,7 +1,7 @@
 """Noisy-labels panel: over a finished LayerNorm-memorization Result, move through the epochs, choose what was removed, click a sample.
 
 No model is run and nothing is trained: the numbers are those of the Result, and the heading says whether its runs are stored
-or were trained in it. Plain functions behind it: those of views/noisy_labels.
+or were made in it. Plain functions behind it: panel_figures.py.
 """
 
 import html
@@ -18,6 +18,7 @@ from workbench.panels.drawn import HeatMap
 from workbench.panels.panel import Panel, PanelState, draw, labelled, link, plot_area, row
 from workbench.papers.memorization.layernorm_memorization import figures as views
 from workbench.papers.memorization.layernorm_memorization import panel_figures as samples
+from workbench.papers.memorization.layernorm_memorization.scores import runs_of
 
 REMOVED_IN = {"removed": "all layers", "early": "the early third", "middle": "the middle third", "late": "the late third", "whole": "all layers, the whole norm", "placebo": "nowhere: placebo"}
 
@@ -101,7 +102,7 @@ class NoisyLabels(Panel):
             if tuple(self.arm.options) != tuple(arms):
                 self.arm.options = arms
             s.arm = wanted
-            places = set(views.runs_of(s.result, data=s.data, origin=s.origin, arm=wanted)["placement"].values.tolist())
+            places = set(runs_of(s.result.data, data=s.data, origin=s.origin, arm=wanted)["placement"].values.tolist())
             s.placement = s.placement if s.placement in places else sorted(places)[0]
         finally:
             self._is_setting = False
@@ -116,7 +117,7 @@ class NoisyLabels(Panel):
         s = self.state
         if self._is_setting or s.result is None:
             return
-        found = views.runs_of(s.result, data=s.data, origin=s.origin, placement=s.placement, arm=self._shown_arm)
+        found = runs_of(s.result.data, data=s.data, origin=s.origin, placement=s.placement, arm=self._shown_arm)
         seeds = sorted(int(v) for v in found["seed"].values)
         if not seeds:
             self.map.show(np.zeros((0, 0)), [], [], x_title="", y_title="", unit="", alt="No such run")

@@ -13,7 +13,8 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from workbench.core.result import Result
-from workbench.papers.memorization.layernorm_memorization.figures import PARTS, PLACES, SHORT, origins, room, runs_of, said
+from workbench.papers.memorization.layernorm_memorization.figures import PARTS, PLACES, SHORT, origins, room, said
+from workbench.papers.memorization.layernorm_memorization.scores import runs_of
 from workbench.views import theme
 
 BECAME = {"memorised": 1.0, "random": 0.0, "recovered": -1.0}  # as the map of samples and epochs colours them
@@ -31,7 +32,7 @@ def one_run(result: Result, data: str, placement: str, arm: str, seed: int, orig
     Raises:
         KeyError: if there is none, naming the seeds there are.
     """
-    found = runs_of(result, data=data, origin=origin or origins(result, data)[0], placement=placement, arm=arm)
+    found = runs_of(result.data, data=data, origin=origin or origins(result, data)[0], placement=placement, arm=arm)
     at = np.flatnonzero(found["seed"].values == seed)
     if not len(at):
         raise KeyError(f"no {SHORT[arm]} run of seed {seed} on {data}, {PLACES[placement]}; seeds here: {', '.join(map(str, found['seed'].values)) or 'none'}")
@@ -52,7 +53,8 @@ def noisy_samples(result: Result, data: str, placement: str, arm: str, seed: int
     run = one_run(result, data, placement, arm, seed, origin)
     at = int(run["n_epochs"]) if epoch is None else min(epoch, int(run["n_epochs"]))
     index, fate = fates(run)
-    names, texts = class_names(result, data), result.tables["samples"].query("data == @data").set_index("index")["text"]
+    known = result.tables["samples"].query("data == @data").drop_duplicates("index")
+    names, texts = class_names(result, data), known.set_index("index")["text"]
     words = {value: word for word, value in BECAME.items()}
     said_of = {"true": run["true_label"].values[index], "noisy": run["trained_label"].values[index], "predicted": run["predicted_train"].values[at, index]}
     columns = {name: [names[i] for i in numbers] for name, numbers in said_of.items()}
@@ -66,7 +68,7 @@ def outcome_at(result: Result, data: str, epoch: int, arms: tuple[str, ...] = ("
     for column, placement in enumerate(PLACES, 1):
         shown: dict[str, list[float]] = {name: [] for name in (*PARTS, "learning")}
         for arm in arms:
-            found = runs_of(result, data=data, origin=origin, placement=placement, arm=arm)
+            found = runs_of(result.data, data=data, origin=origin, placement=placement, arm=arm)
             found = found if seed is None else found.isel(run=np.flatnonzero(found["seed"].values == seed))
             at = np.minimum(epoch, found["n_epochs"].values).astype(int)
             for name, values in shown.items():

@@ -1,11 +1,7 @@
-"""One fine-tuning run of the LayerNorm analysis: what an arm changes, and everything that is kept of a run.
-
-Runs are rows of one xarray Dataset (dimension `run`), so stored runs, runs trained here and half-finished sets of runs are
-joined by putting rows under each other.
-"""
+"""One fine-tuning run of the LayerNorm analysis: what an arm changes, and everything that is kept of a run."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,41 +16,10 @@ from workbench.core.errors import NotFired, NoTokenizer
 from workbench.datasets.classification import Classification
 from workbench.datasets.noisy_labels import NoisyLabels, add_noise
 from workbench.models import ModelSpec
+from workbench.papers.memorization.layernorm_memorization.arms import ARMS, GROUPS, WITH_GRADIENTS, Arm
 from workbench.training.classifier import FineTuneSpec, Inputs, Log, fine_tune
 from workbench.training.pretrained_classifier import load_classifier
 from workbench.weights import layer_norms as ln
-
-HERE = "trained here"
-GROUPS = ("test", "noisy", "clean train")
-SCORES = ("learning", "memorisation", "recovery", "random", "train_accuracy", "overfit_gap")
-FILL = {"predicted_train": -1, "predicted_test": -1, "trained_label": -1, "true_label": -1, "test_label": -1}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is different in a run. `follows` names the arm whose number of epochs it takes; None decides for itself."""
-
-    title: str
-    removal: str = "nothing"
-    where: ln.Where = "all"
-    from_scratch: bool = False
-    has_noise: bool = True
-    follows: str | None = "kept"
-
-
-ARMS = {
-    "kept": Arm("LayerNorm kept", follows=None),
-    "removed": Arm("gain and bias removed", "gain and bias"),
-    "early": Arm("removed in the early third", "gain and bias", "early"),
-    "middle": Arm("removed in the middle third", "gain and bias", "middle"),
-    "late": Arm("removed in the late third", "gain and bias", "late"),
-    "whole": Arm("whole LayerNorm removed (not the paper's removal)", "whole norm"),
-    "placebo": Arm("as many random other parameters held", "random others"),
-    "scratch_kept": Arm("from scratch, LayerNorm kept", from_scratch=True, follows=None),
-    "scratch_removed": Arm("from scratch, gain and bias removed", "gain and bias", from_scratch=True, follows="scratch_kept"),
-    "clean": Arm("LayerNorm kept, no label noise", has_noise=False, follows=None),
-}
-WITH_GRADIENTS = ("kept", "removed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +47,11 @@ def make_case(model: ModelSpec, name: str, start: str, data: Classification, len
     else:
         if tokenizer is None:
             raise NoTokenizer(f"{name} came without a tokenizer, and the data is text; save one beside the weights")
-        rows = [tokenizer(list(part.texts), truncation=True, max_length=length)["input_ids"] for part in (data.train, data.test)]
-        train, test = (Inputs(r, getattr(module.config.get_text_config(), "pad_token_id", None) or 0) for r in rows)
+        pad = getattr(module.config.get_text_config(), "pad_token_id", None) or 0
+        train, test = (
+            Inputs(tokenizer(list(part.texts), truncation=True, max_length=length)["input_ids"], pad)
+            for part in (data.train, data.test)
+        )
     module.eval()
     placement = ln.placement(module, test.batch(np.arange(2), next(module.parameters()).device))
     found = [norm for norm in ln.norms(module) if norm.block is not None]
@@ -106,7 +74,7 @@ def train_run(
     checkpoint: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> xr.Dataset:
-    """Fine-tune one arm with one seed (`settings.seed`: noise, head, order of samples) and keep all there is to know of it.
+    """Fine-tune one arm with one seed (`settings.seed`: noise, head, order of samples) and keep what is known of it.
 
     Args:
         rate: noisy samples as a share of the training set. noisy_class: where they are taken from.
@@ -114,27 +82,33 @@ def train_run(
 
     Returns:
         Dataset with one `run`; see `describe` for its variables.
+
+    Raises:
+        NotFired: if something that was to be left out of training has moved.
     """
-    arm, seed = ARMS[arm_name], settings.seed
-    noise = add_noise(case.data.train.labels, len(case.data.classes), rate=rate if arm.has_noise else 0.0, noisy_class=noisy_class, seed=seed)
-    module, _ = load_classifier(case.model, len(case.data.classes), seed=seed, from_scratch=arm.from_scratch)
+    arm, seed, n_classes = ARMS[arm_name], settings.seed, len(case.data.classes)
+    rate = rate if arm.has_noise else 0.0
+    noise = add_noise(case.data.train.labels, n_classes, rate=rate, noisy_class=noisy_class, seed=seed)
+    module, _ = load_classifier(case.model, n_classes, seed=seed, from_scratch=arm.from_scratch)
     module.eval()
     probe = case.test.batch(np.arange(min(64, len(case.test))), next(module.parameters()).device)
     before = _logits(module, probe)
     removal, held = _remove(module, arm, seed)
     effect = float((_logits(module, probe) - before).abs().max())
-    frozen = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad or name in held}
+    out = [(name, p) for name, p in module.named_parameters() if not p.requires_grad or name in held]
+    frozen = {name: p.detach().clone() for name, p in out}
     measure = _gradient_meter(case, noise, n_gradient, seed) if arm_name in WITH_GRADIENTS and n_gradient else None
     cpu = time.process_time()
     log = fine_tune(
-        module, case.train, noise.trained, settings, record={"train": case.train, "test": case.test}, checkpoint=checkpoint, on_step=on_step,
+        module, case.train, noise.trained, settings, record={"train": case.train, "test": case.test},
+        checkpoint=checkpoint, on_step=on_step,
         each_epoch=(lambda epoch, m: measure(m) if epoch & (epoch - 1) == 0 else None) if measure else None,
     )  # fmt: skip
     if measure and log.n_epochs not in log.measured:
         log.measured[log.n_epochs] = measure(module)
     cpu = time.process_time() - cpu
-    _check_untouched(module, frozen, held)
-    return describe(case, arm_name, seed, noise, log, removal, effect, cpu)
+    check_untouched(module, frozen, held)
+    return describe(case, noise, log, removal, effect, cpu)
 
 
 def _logits(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -155,19 +129,26 @@ def _remove(module: torch.nn.Module, arm: Arm, seed: int) -> tuple[ln.Removal, d
     return ln.Removal(0, 0, gain, bias), {}
 
 
-def _check_untouched(module: torch.nn.Module, frozen: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> None:
-    """What was taken out of training must have its value of before, to the last bit, or the arm was not what it says."""
-    after = dict(module.named_parameters())
+def check_untouched(module: torch.nn.Module, frozen: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> None:
+    """What was taken out of training must have its value of before, to the last bit, or the arm was not what it says.
+
+    Args:
+        frozen: {parameter: its value before}. held: {parameter: mask of what is held}; without a mask, all of it is.
+
+    Raises:
+        NotFired: if something moved.
+    """
+    now = dict(module.named_parameters())
     for name, value in frozen.items():
-        same = torch.equal(after[name], value) if name not in held else torch.equal(after[name].cpu()[held[name]], value.cpu()[held[name]])
-        if not same:
-            raise NotFired(f"{name} was to be left out of training and has moved, so this run is not the arm it claims to be")
+        mask = held.get(name, torch.ones(value.shape, dtype=torch.bool)).cpu()
+        if not torch.equal(now[name].cpu()[mask], value.cpu()[mask]):
+            raise NotFired(f"{name} was to be left out of training and has moved, so this run is not what its arm says")
 
 
 def _gradient_meter(case: Case, noise: NoisyLabels, n: int, seed: int) -> Callable[[torch.nn.Module], np.ndarray]:
     """A function module -> [group, 1 + layer x norm] mean loss and mean gradient norms of GROUPS, on fixed samples.
 
-    Losses are against the labels trained on (for noisy samples the wrong ones; inferred), for test samples the true ones.
+    Losses are against the labels trained on (for noisy samples the wrong ones: inferred), for test samples the true.
     """
     rng = np.random.default_rng([seed, 29])
     clean = np.flatnonzero(~noise.is_noisy)
@@ -182,100 +163,61 @@ def _gradient_meter(case: Case, noise: NoisyLabels, n: int, seed: int) -> Callab
         rows = []
         for inputs, labels, index in groups:
             parts = [index[i : i + 50] for i in range(0, len(index), 50)]
-            found, loss = ln.gradient_norms(module, [(inputs.batch(p, device), torch.from_numpy(labels[p]).to(device)) for p in parts])
+            batches = [(inputs.batch(p, device), torch.from_numpy(labels[p]).to(device)) for p in parts]
+            found, loss = ln.gradient_norms(module, batches)
             rows.append(np.concatenate([[loss.mean()], found.mean(0).ravel()]))
         return np.stack(rows).astype(np.float32)
 
     return measure
 
 
-# ---- the row of a run ----
+# ---- what is kept of a run ----
 
 
-def describe(case: Case, arm: str, seed: int, noise: NoisyLabels, log: Log, removal: ln.Removal, effect: float, cpu_seconds: float) -> xr.Dataset:
+def describe(
+    case: Case, noise: NoisyLabels, log: Log, removal: ln.Removal, effect: float, cpu_seconds: float
+) -> xr.Dataset:
     """One run as a Dataset: predictions and labels sample by sample, and what was done."""
-    n_epochs = log.n_epochs
     train, test = (np.stack(log.predictions[name]).astype(np.int16) for name in ("train", "test"))
-    variables: dict[str, Any] = {
-        "predicted_train": (("run", "epoch", "train"), train[None], {"long_name": "Predicted class, training samples", "unit": "class number, -1 is none"}),
-        "predicted_test": (("run", "epoch", "test"), test[None], {"long_name": "Predicted class, test samples", "unit": "class number, -1 is none"}),
-        "trained_label": (("run", "train"), noise.trained[None].astype(np.int16), {"long_name": "Label trained on", "unit": "class number"}),
-        "true_label": (("run", "train"), noise.true[None].astype(np.int16), {"long_name": "True label", "unit": "class number"}),
-        "test_label": (("run", "test"), case.data.test.labels[None].astype(np.int16), {"long_name": "Test label", "unit": "class number"}),
-        "loss": (("run", "epoch"), np.array([log.loss], np.float32), {"long_name": "Training loss", "unit": "nats"}),
-        "n_epochs": ("run", [n_epochs], {"long_name": "Epochs trained", "unit": "epochs"}),
-        "seconds": ("run", [log.seconds], {"long_name": "Training time, wall clock", "unit": "s"}),
-        "cpu_seconds": ("run", [cpu_seconds], {"long_name": "Training time of this process's cores", "unit": "s"}),
-        "n_removed": ("run", [removal.n_parameters], {"long_name": "Numbers taken out of training", "unit": "parameters"}),
-        "gain_moved": ("run", [removal.gain_moved], {"long_name": "Mean |gain - 1| before the change", "unit": "1"}),
-        "bias_moved": ("run", [removal.bias_moved], {"long_name": "Mean |bias| before the change", "unit": "1"}),
-        "effect": ("run", [effect], {"long_name": "Largest logit change before training", "unit": "logits"}),
-    }
-    coords: dict[str, Any] = {
-        "model": ("run", [case.name]), "data": ("run", [case.data.about["name"]]), "placement": ("run", [case.placement]), "arm": ("run", [arm]), "seed": ("run", [seed]),
-        "origin": ("run", [HERE]), "start": ("run", [case.start]), "trained": ("run", [datetime.now(UTC).isoformat(timespec="seconds")]),
-        "epoch": range(n_epochs + 1), "train": range(train.shape[1]), "test": range(test.shape[1]),
-    }  # fmt: skip
-    n_layers, n_norms = case.grid
-    norms = np.full((1, n_epochs + 1, len(GROUPS), n_layers, n_norms), np.nan, np.float32)
-    losses = np.full((1, n_epochs + 1, len(GROUPS)), np.nan, np.float32)
+    n_epochs, sizes = log.n_epochs, (log.n_epochs + 1, len(GROUPS), *case.grid)
+    norms, losses = np.full(sizes, np.nan, np.float32), np.full(sizes[:2], np.nan, np.float32)
     for epoch, rows in log.measured.items():
-        losses[0, epoch], norms[0, epoch] = rows[:, 0], rows[:, 1:].reshape(len(GROUPS), n_layers, n_norms)
-    variables["gradient_norm"] = (("run", "epoch", "group", "layer", "norm"), norms, {"long_name": "Gradient at the input of a LayerNorm", "unit": "nats per unit of activation"})
-    variables["gradient_loss"] = (("run", "epoch", "group"), losses, {"long_name": "Loss of the samples whose gradients are shown", "unit": "nats"})
-    coords |= {"group": list(GROUPS), "layer": range(n_layers), "norm": range(n_norms)}
-    return xr.Dataset(variables, coords=coords)
-
-
-def combine(rows: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Runs under each other; shorter ones are padded with -1 (class numbers) and nan."""
-    joined = xr.concat(rows, "run", join="outer", data_vars="all", coords="minimal", compat="override", fill_value=FILL, combine_attrs="override")
-    for name, variable in joined.data_vars.items():
-        if name in FILL:
-            joined[name] = variable.fillna(-1).astype(np.int16) if variable.dtype.kind == "f" else variable.astype(np.int16)
-        if variable.ndim > 1:
-            joined[name].encoding = {"zlib": True, "complevel": 9}
-    return joined
-
-
-def with_scores(data: xr.Dataset) -> xr.Dataset:
-    """Add the paper's scores, counted from the predictions of every run and epoch. Percent; undefined (nan) without noise.
-
-    Raises:
-        AssertionError: if memorisation, recovery and random do not sum to 100, which cannot happen.
-    """
-    predicted, trained, true = data["predicted_train"], data["trained_label"], data["true_label"]
-    exists, is_noisy = predicted >= 0, (trained != true) & (trained >= 0)
-    n_noisy = is_noisy.sum("train")
-
-    def share(hit: xr.DataArray, of: xr.DataArray) -> xr.DataArray:
-        count = (hit & exists & of).sum("train")
-        total = (exists & of).sum("train")
-        return 100 * count / total.where(total > 0)
-
-    tested = data["predicted_test"] >= 0
-    scores = {
-        "learning": 100 * ((data["predicted_test"] == data["test_label"]) & tested).sum("test") / tested.sum("test").where(tested.any("test")),
-        "memorisation": share(predicted == trained, is_noisy),
-        "recovery": share(predicted == true, is_noisy),
-        "random": share((predicted != trained) & (predicted != true), is_noisy),
-        "train_accuracy": share(predicted == trained, trained >= 0),
+        losses[epoch], norms[epoch] = rows[:, 0], rows[:, 1:].reshape(sizes[1:])
+    number, at_norm = "class number", "nats per unit of activation"
+    variables: dict[str, tuple[Any, Any, str, str]] = {
+        "predicted_train": (("epoch", "train"), train, "Predicted class, training samples", "class number, -1 is none"),
+        "predicted_test": (("epoch", "test"), test, "Predicted class, test samples", "class number, -1 is none"),
+        "trained_label": ("train", noise.trained.astype(np.int16), "Label trained on", number),
+        "true_label": ("train", noise.true.astype(np.int16), "True label", number),
+        "test_label": ("test", case.data.test.labels.astype(np.int16), "Test label", number),
+        "loss": ("epoch", np.array(log.loss, np.float32), "Training loss", "nats"),
+        "n_epochs": ((), n_epochs, "Epochs trained", "epochs"),
+        "seconds": ((), log.seconds, "Training time, wall clock", "s"),
+        "cpu_seconds": ((), cpu_seconds, "Training time of this process's cores", "s"),
+        "n_removed": ((), removal.n_parameters, "Numbers taken out of training", "parameters"),
+        "gain_moved": ((), removal.gain_moved, "Mean |gain - 1| before the change", "1"),
+        "bias_moved": ((), removal.bias_moved, "Mean |bias| before the change", "1"),
+        "effect": ((), effect, "Largest logit change before training", "logits"),
+        "gradient_norm": (("epoch", "group", "layer", "norm"), norms, "Gradient at the input of a LayerNorm", at_norm),
+        "gradient_loss": (("epoch", "group"), losses, "Loss of the samples whose gradients are shown", "nats"),
     }
-    total = (scores["memorisation"] + scores["recovery"] + scores["random"]).values
-    assert np.allclose(total[np.isfinite(total)], 100), "memorisation, recovery and random must sum to 100"
-    assert np.isfinite(scores["memorisation"].values).any() == bool((n_noisy > 0).any())
-    scores["overfit_gap"] = scores["train_accuracy"] - scores["learning"]
-    titles = {"learning": "Learning: test accuracy", "train_accuracy": "Training accuracy", "overfit_gap": "Overfit gap"}
-    out = data.copy()
-    for name, values in scores.items():
-        unit = "points" if name == "overfit_gap" else "% of noisy samples" if name in ("memorisation", "recovery", "random") else "% of samples"
-        out[name] = values.transpose("run", "epoch").astype(np.float32).assign_attrs({"long_name": titles.get(name, name.capitalize()), "unit": unit})
-    return out
+    data = xr.Dataset(
+        {name: (dims, v, {"long_name": title, "unit": unit}) for name, (dims, v, title, unit) in variables.items()},
+        coords={"group": list(GROUPS)} | {d: range(n) for d, n in zip(("layer", "norm"), case.grid, strict=True)}
+        | {"epoch": range(n_epochs + 1), "train": range(train.shape[1]), "test": range(test.shape[1])},
+    )  # fmt: skip
+    about = {"data": case.data.about["name"], "placement": case.placement, "start": case.start}
+    about |= {"trained": datetime.now(UTC).isoformat(timespec="seconds")}
+    return data.expand_dims("run").assign_coords({name: ("run", [value]) for name, value in about.items()})
 
 
-def text_tables(case: Case, row: xr.Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What a person reads: (data, index, text) of the samples whose labels were changed, and (data, index, name) of the classes."""
+def text_tables(case: Case, run: xr.Dataset) -> dict[str, pd.DataFrame]:
+    """samples: texts of those whose labels were changed. classes: their names. sets: where the data came from."""
     data = case.data.about["name"]
-    noisy = np.flatnonzero((row["trained_label"] != row["true_label"]).values[0])
-    samples = pd.DataFrame({"data": data, "index": noisy, "text": [case.data.train.texts[int(i)] for i in noisy]})
-    return samples, pd.DataFrame({"data": data, "index": range(len(case.data.classes)), "name": list(case.data.classes)})
+    noisy = np.flatnonzero((run["trained_label"] != run["true_label"]).values[0])
+    texts, classes = [case.data.train.texts[int(i)] for i in noisy], list(case.data.classes)
+    return {
+        "samples": pd.DataFrame({"data": data, "index": noisy, "text": texts}),
+        "classes": pd.DataFrame({"data": data, "index": range(len(classes)), "name": classes}),
+        "sets": pd.DataFrame({"model": [case.name], "data": data, "about": str(case.data.about)}),
+    }

@@ -193,7 +193,7 @@ RUNNING = [
     ("neurons of fused experts", lambda w: capture(w.model("mixtral"), [[1, 2]], ["mlp_post"]), UnknownSite, "mixtral has no site 'mlp_post': its experts run as one fused"),
     ("resid_mid of parallel blocks", lambda w: capture(w.model("neox"), [[1, 2]], ["resid_mid"]), UnknownSite, "neox has no site 'resid_mid': .*parallel residual"),
     ("ragged rows kept whole", partial(gpt2, lambda m: capture(m, [[1, 2], [1, 2, 3]], ["z"])), WorkbenchError, "2 different lengths .*reduce='mean' or 'last'"),
-    ("no rows", partial(gpt2, lambda m: capture(m, [], ["z"])), WorkbenchError, "no rows to capture"),
+    ("no rows", partial(gpt2, lambda m: capture(m, [], ["z"])), WorkbenchError, "there are no prompts; give at least one"),
     ("budget too small", partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], budget_bytes=10)), NoRoom, "budget is .*name fewer sites"),
     ("unknown reduction", partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], reduce="median")), WorkbenchError, "reduce must be .*'median'"),
     ("position outside", partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], positions=[5])), WorkbenchError, "position"),

@@ -8,7 +8,7 @@ from memory import peak_bytes
 from models.families import GQA, NO_SPECIAL, load_scaled, network
 from transformer_lens.tools.analysis import attribution_patching as theirs
 
-from workbench.core.errors import BadData, DegenerateBaseline, UnsupportedModel, WorkbenchError
+from workbench.core.errors import BadData, DegenerateBaseline, NoTokenizer, UnsupportedModel, WorkbenchError
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models import load
@@ -227,7 +227,7 @@ def test_refusals_name_what_is_wrong(models, pair, tiny_models):
             attribute(model, pair[0], pair[1][:, :-1], METRIC)
         with pytest.raises(WorkbenchError, match="metric rank has no gradient"):
             attribute(model, *pair, rank([3, 4, 5]))
-        with pytest.raises(BadData, match="must be tensors of token ids"):
+        with pytest.raises(NoTokenizer, match="came without a tokenizer"):
             attribute(model, "apple", "beach", METRIC)
     with pytest.raises(WorkbenchError, match="steps must be at least 1"):
         attribute_edges(model, *pair, METRIC, steps=0)

@@ -6,12 +6,7 @@ import torch
 from workbench.core.errors import BadData, UnsupportedModel
 from workbench.models import load
 from workbench.primitives.read.capture import capture
-from workbench.primitives.read.lenses import direct_logit_attribution
-from workbench.primitives.read.reduce import reduce_activations
-from workbench.primitives.read.reductions import Moments
-from workbench.primitives.read.store import write_store
 from workbench.primitives.read.stream import check_rows, site_keys, stream, unit_dims
-from workbench.primitives.steer.steering import generate
 
 
 def rows_of(*lengths: int, seed: int = 1) -> list[list[int]]:
@@ -115,19 +110,3 @@ def test_rows_that_cannot_be_run_are_refused_first(rows, sites, positions, says,
 def test_images_are_refused(tiny_models):
     with pytest.raises(UnsupportedModel, match="reads images"):
         check_rows(load(str(tiny_models["vit"])), [[1]], [], None)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda model: capture(model, ["apple", "beach"], ["resid_post"]),
-        lambda model: reduce_activations(model, ["apple"], ["resid_post"], Moments),
-        lambda model: direct_logit_attribution(model, ["apple"], [3]),
-        lambda model: generate(model, ["apple"], max_new_tokens=2),
-        lambda model: write_store(model, ["apple"], ["resid_post"], folder="never"),
-    ],
-    ids=["capture", "reduce", "direct logit attribution", "generate", "store"],
-)
-def test_text_where_token_ids_belong_is_refused_in_one_sentence(organism, call):
-    with pytest.raises(BadData, match=r"these are text: model.to_rows\(texts\) makes them"):
-        call(organism)

@@ -9,7 +9,7 @@ import torch
 from models.families import DECODERS, FAMILIES
 from transformer_lens import patching
 
-from workbench.core.errors import BadData, NoRoom, UnknownSite, UnsupportedModel, WorkbenchError
+from workbench.core.errors import BadData, NoRoom, NoTokenizer, UnknownSite, UnsupportedModel, WorkbenchError
 from workbench.core.progress import Progress
 from workbench.models import load
 from workbench.models.resumed import BaseRun
@@ -361,7 +361,7 @@ def test_what_a_metric_cannot_read_is_said_in_a_sentence(models, pair):
     for metric in (metrics.logit_diff(ANSWERS, [4, 5, 999]), metrics.probability([4, 5, 999]), metrics.answer_loss([4, 5, -3]), metrics.rank([4, 999, 5])):
         with pytest.raises(BadData, match=r"an answer has id (999|-3), and the model knows tokens 0 to 63"):
             denoise(models["gpt2"], *pair, metric, site="resid_pre")
-    with pytest.raises(BadData, match="these are text"):
+    with pytest.raises(NoTokenizer, match="came without a tokenizer"):
         denoise(models["gpt2"], ["apple"], ["beach"], METRIC, site="resid_pre")
 
 

@@ -9,7 +9,6 @@ Cost: the forwards, and `top_k` numbers a position; logits are read 256 position
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from workbench.core.errors import BadData, UnsupportedModel
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.models.inputs import Rows, batches
+from workbench.models.inputs import Inputs, batches, rows_of
 from workbench.models.model import Model
 
 AT_ONCE = 256  # positions whose probabilities are in memory together
@@ -39,7 +38,7 @@ def prompt_ids(model: Model, text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def predictions(model: Model, prompts: str | Sequence[str] | Sequence[int] | Rows | torch.Tensor, *, top_k: int = 10, batch_size: int = 8, progress: Progress = SILENT) -> Result:
+def predictions(model: Model, prompts: Inputs, *, top_k: int = 10, batch_size: int = 8, progress: Progress = SILENT) -> Result:
     """What the model expects at every position of each prompt.
 
     A loss of 0 is certainty, log(d_vocab) what guessing evenly costs; exp(-loss) is the probability given to the token.
@@ -98,17 +97,13 @@ def _mask_of(model: Model) -> int | None:
     return int(mask_id)
 
 
-def _rows(model: Model, prompts: str | Sequence[str] | Sequence[int] | Rows | torch.Tensor) -> list[list[int]]:
-    listed: list[Any] = [prompts] if isinstance(prompts, str) else prompts.tolist() if isinstance(prompts, torch.Tensor) else list(prompts)
-    if listed and not isinstance(listed[0], (str, Sequence)):
-        listed = [listed]
-    rows = [prompt_ids(model, prompt) if isinstance(prompt, str) else [int(i) for i in prompt] for prompt in listed]
-    if not rows:
-        raise BadData("there are no prompts; give a text or a row of token ids")
+def _rows(model: Model, prompts: Inputs) -> list[list[int]]:
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    if model.tokenizer is None and isinstance(texts, Sequence) and texts and isinstance(texts[0], str):
+        texts = [prompt_ids(model, str(text)) for text in texts]  # ids that are written out
+    rows = rows_of(model, texts)
     for i, row in enumerate(rows):
         which = "the prompt" if len(rows) == 1 else f"prompt {i}"
-        if not row:
-            raise BadData(f"{which} has no tokens; write at least one")
         if model.n_ctx and len(row) > model.n_ctx:
             raise BadData(f"{which} has {len(row)} tokens, more than the context of {model.name} ({model.n_ctx}); shorten it, or give a part of it")
     return rows

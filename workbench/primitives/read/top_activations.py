@@ -16,7 +16,7 @@ from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.models.inputs import Rows
+from workbench.models.inputs import Rows, rows_of
 from workbench.models.model import Model
 from workbench.primitives.read.reductions import TopK
 from workbench.primitives.read.stream import check_rows, lengths_of, site_keys, stream
@@ -44,6 +44,7 @@ def top_activations(model: Model, rows: Rows, kind: str, layer: int, index: int,
     started = time.monotonic()
     if kind not in KINDS or k < 1:
         raise BadData(f"a unit is a {', a '.join(KINDS)}, and k is at least 1; got {kind!r} and k = {k}")
+    rows = rows_of(model, rows)
     site, unit = KINDS[kind]
     keys = site_keys(model, [site], [layer])
     check_rows(model, rows, keys, None)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+from transformers import Cache
 
 from workbench.core import hooks
 from workbench.core.errors import BadData, NoRoom, NoTokenizer, UnknownSite, UnsupportedModel, WorkbenchError
@@ -177,6 +178,7 @@ class Model:
         hook_fns: Sequence[Hook] = (),
         grad: bool = False,
         stop_at_layer: int | None = None,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         """Run the model under its lock.
 
@@ -186,6 +188,8 @@ class Model:
             hook_fns: (canonical or classic hook name, fn(tensor, hook) -> tensor or None), removed afterwards.
             grad: keep the graph for a backward pass.
             stop_at_layer: run blocks 0..k-1 only and return the residual stream there (language models).
+            cache: keys and values of the positions before `tokens`, extended in place; the mask then spans both. For
+                causal language models that `models.generate.can_cache` allows.
 
         Returns:
             [batch, pos, d_vocab] logits for language models, [batch, pos, d_model] for encoders without a head,
@@ -199,14 +203,18 @@ class Model:
         tokens = tokens.to(self.device)
         self._refuse_bad_tokens(tokens)
         if mask is not None:
-            if mask.shape != tokens.shape:
-                raise BadData(f"mask has shape {tuple(mask.shape)} and the tokens {tuple(tokens.shape)}; they must agree")
+            n_before = 0 if cache is None else cache.get_seq_length()
+            if mask.shape != (len(tokens), n_before + tokens.shape[1]):
+                before = f" after {n_before} cached ones" if n_before else ""
+                raise BadData(
+                    f"mask has shape {tuple(mask.shape)} and the tokens {tuple(tokens.shape)}{before}; they must agree"
+                )
             mask = None if bool(mask.all()) else mask.to(self.device, torch.long)
         if mask is not None and self._pools and not self.is_causal and not bool(mask[:, 0].all()):
             raise BadData(f"{self.name} classifies by its first token, and the batch is padded on the left; pad on the right")
         with self.lock, torch.set_grad_enabled(grad), self.hooked(hook_fns):
             try:
-                return self._call(tokens, mask, stop_at_layer)
+                return self._call(tokens, mask, stop_at_layer, cache)
             except torch.OutOfMemoryError as found:
                 raise NoRoom(
                     f"{self.name} ran out of memory on {self.device} in a forward of shape {tuple(tokens.shape)}, whose logits alone "
@@ -217,6 +225,9 @@ class Model:
     def hooked(self, hook_fns: Sequence[Hook]) -> Iterator[None]:
         """Attach hooks for the length of a block; hold the lock around it. Names are resolved here, UnknownSite if wrong."""
         named = [(self._canonical(name), fn) for name, fn in hook_fns]
+        if not named:  # the bridge takes milliseconds to attach nothing, which counts in a short forward
+            yield
+            return
         with self.live.hooks(fwd_hooks=[(name, _in_place(fn) if name in self._norm_inputs else fn) for name, fn in named]):
             yield
 
@@ -226,11 +237,15 @@ class Model:
         mids = (self.hook_names.get(f"blocks.{layer}.hook_resid_mid", "") for layer in range(self.n_layers))
         return frozenset(name for name in mids if name.endswith("ln2.hook_in"))
 
-    def _call(self, tokens: torch.Tensor, mask: torch.Tensor | None, stop_at_layer: int | None) -> torch.Tensor:
+    def _call(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, stop_at_layer: int | None, cache: Cache | None
+    ) -> torch.Tensor:
         if self.runner is self.bridge or stop_at_layer is not None:
-            # No cache of keys and values: nothing reads it, and it would be as large as the residual streams of all layers.
-            cache = {"use_cache": False} if self.kind == "causal-lm" else {}
-            return self.live(tokens, attention_mask=mask, stop_at_layer=stop_at_layer, **cache)
+            # Unless asked for, no keys and values are kept: they are as large as the residual streams of all layers.
+            kept: dict[str, Any] = {"use_cache": False} if self.kind == "causal-lm" else {}
+            if cache is not None:
+                kept = {"past_key_values": cache}
+            return self.live(tokens, attention_mask=mask, stop_at_layer=stop_at_layer, **kept)
         runner: Any = self.runner
         if self.kind == "image-classifier":
             return runner(pixel_values=tokens).logits

@@ -235,7 +235,7 @@ def test_a_hook_of_the_users_own_stays(models):
 
 def test_a_site_that_never_fires_is_an_error_and_not_an_empty_tensor(monkeypatch, models):
     call = Model._call
-    monkeypatch.setattr(Model, "_call", lambda self, tokens, mask, stop: call(self, tokens, mask, 1))
+    monkeypatch.setattr(Model, "_call", lambda self, tokens, mask, stop, cache: call(self, tokens, mask, 1, cache))
     with pytest.raises(NotFired, match="z of layer 1 never fired in gpt2"):
         capture(models["gpt2"], rows_of(6), ["z"])
     with pytest.raises(NotFired, match="z of layer 1 never fired in gpt2"):

@@ -349,7 +349,7 @@ def test_replacing_what_cannot_matter_gives_a_warning(site, pairs):
 def test_hooks_that_never_run_raise(monkeypatch, pairs):
     _, model = pairs["gpt2"]
     call = Model._call
-    monkeypatch.setattr(Model, "_call", lambda self, tokens, mask, stop: call(self, tokens, mask, 1))
+    monkeypatch.setattr(Model, "_call", lambda self, tokens, mask, stop, cache: call(self, tokens, mask, 1, cache))
     with pytest.raises(NotFired, match=r"no hook at z fired in .*untouched run"):
         ablate(model, ids(), ~none(), layers=[1])
 

@@ -107,7 +107,7 @@ def test_what_reaches_nothing_gives_a_warning(pairs):
 def test_hooks_that_never_run_raise(monkeypatch, pairs):
     _, model = pairs["gpt2"]
     call = Model._call
-    monkeypatch.setattr(Model, "_call", lambda self, tokens, mask, stop: call(self, tokens, mask, 1))
+    monkeypatch.setattr(Model, "_call", lambda self, tokens, mask, stop, cache: call(self, tokens, mask, 1, cache))
     with pytest.raises(NotFired, match=r"resid_post of layer 1 never fired in .*untouched run"):
         steer(model, ids(), direction(layer=1), 1.0)
     with pytest.raises(NotFired, match="never fired"):

@@ -14,9 +14,9 @@ import torch
 from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.models.chat import Pair
+from workbench.models.generate import generate
 from workbench.models.inputs import Rows, batches
 from workbench.models.model import Model
-from workbench.primitives.steer.steering import generate
 
 
 def score_answers(model: Model, pairs: Sequence[Pair], *, batch_size: int = 128) -> pd.DataFrame:

@@ -3,13 +3,13 @@
 Every steered run reports how often its hook fired, how many positions it changed and how far the output moved. One decoder
 serves all coefficients: at 0 the same hook adds zero, so a difference between two coefficients is never one between two
 decoders. `sweep_coefficients` runs random directions of the same norm beside the real one, because enough of any vector
-changes what a model says. Cost: `steer` two forwards; `generate` one over the whole text per new token (no key/value cache).
+changes what a model says. Cost: `steer` two forwards; `generate` that of `models.generate`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product, takewhile
+from itertools import product
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +21,8 @@ from workbench.core.errors import BadData, NotFired, WorkbenchError
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.models.generate import NotFinite, Step
+from workbench.models.generate import generate as continue_rows
 from workbench.models.inputs import Inputs, Rows, batches, rows_of
 from workbench.models.model import Hook, Model
 from workbench.primitives.replace.ablation import Report
@@ -31,10 +33,6 @@ from workbench.primitives.steer.directions import Direction, random_like
 Positions = Literal["all", "generated", "prompt"]
 Normalise = Literal["none", "unit", "stream"]
 Prompt = torch.Tensor | Sequence[int] | int  # tokens of each row that are prompt: one number, or [row]
-
-
-class NotFinite(WorkbenchError):
-    """Logits that overflowed, from which no token can be chosen."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,12 @@ class Addition:
         if not np.isfinite(self.coefficient):
             raise WorkbenchError(f"coefficient must be a finite number, got {self.coefficient}")
 
-    def hook(self, model: Model, n_prompt: Prompt, report: Report) -> Hook:
+    def hook(self, model: Model, n_prompt: Prompt, report: Report, places: torch.Tensor | None = None) -> Hook:
         """For `Model.forward`; counts firings and (row, position) entries into `report`.
+
+        Args:
+            places: [row, pos] which token of its row each column is, -1 at padding, which is never steered; 0, 1, ..
+                if not given.
 
         Raises:
             BadData: if the direction is not of this model's width. UnknownSite: if the model has no such site.
@@ -69,11 +71,14 @@ class Addition:
             raise BadData(f"the direction ({self.direction.source}) has {len(vector)} entries and the stream of {model.name} {model.d_model}")
 
         def add(tensor: torch.Tensor, hook: object) -> torch.Tensor:
-            in_prompt = torch.arange(tensor.shape[1]) < torch.as_tensor(n_prompt).cpu().reshape(-1, 1)
-            at = {"all": torch.ones_like(in_prompt), "prompt": in_prompt, "generated": ~in_prompt}[self.positions].expand(tensor.shape[:2]).to(tensor.device)
+            columns = torch.arange(tensor.shape[1]) if places is None else places
+            in_prompt, real = columns < torch.as_tensor(n_prompt).cpu().reshape(-1, 1), columns >= 0
+            chosen = {"all": torch.ones_like(in_prompt), "prompt": in_prompt, "generated": ~in_prompt}[self.positions]
+            at = (chosen & real).expand(tensor.shape[:2])
             report.firings += 1
             report.n_replaced += int(at.sum())
-            report.n_possible += at.numel()
+            report.n_possible += int(real.expand(at.shape).sum())
+            at = at.to(tensor.device)
             scale = tensor.float().norm(dim=-1, keepdim=True) if self.normalise == "stream" else 1.0
             step = self.coefficient * scale * vector.to(tensor.device)
             return torch.where(at.unsqueeze(-1), tensor + step.to(tensor.dtype), tensor)
@@ -164,91 +169,45 @@ def generate(
     coefficient: float = 0.0,
     positions: Positions = "all",
     normalise: Normalise = "none",
-    temperature: float = 0.0,
-    seed: int = 0,
-    stop_ids: Sequence[int] | None = None,
-    batch_size: int = 32,
-    progress: Progress = SILENT,
+    **settings: Any,
 ) -> list[list[int]]:
-    """Continue each row, with the direction added at every step.
+    """`models.generate` with the direction added at every step.
 
     Args:
-        model: a causal language model. rows: texts, rows of ids of any lengths, a tensor or a Batch; rows of one length run together, unpadded.
+        model: a causal language model. rows: texts, rows of ids of any lengths, a tensor or a Batch.
         direction, coefficient, positions, normalise: as in `Addition`; no direction is the untouched model.
-        temperature: 0 takes the likeliest token; above it samples, with noise that depends only on `seed`, row and step, so
-            that two coefficients are compared under the same draws.
-        stop_ids: tokens that end a row; those of tokenizer and checkpoint if not given.
-        progress: per new token; cancelling raises Cancelled.
+        settings: the others of `models.generate.generate`, such as temperature, stop_ids and progress. Two
+            coefficients are sampled under the same draws.
 
     Returns:
-        New ids per row, in the order given, without the token that stopped it: [] where the model stopped at once.
+        New ids per row, in the order given, without what stopped it: [] where the model stopped at once.
 
     Raises:
-        BadData: if prompt and continuation exceed the context. NotFired: if the hook never ran. NotFinite: if the coefficient
-        is too large for the number format. WorkbenchError: on a coefficient without a direction.
+        NotFired: if the hook never ran. NotFinite: if the coefficient is too large for the number format.
+        WorkbenchError: on a coefficient without a direction. Others as `models.generate.generate`.
     """
-    rows = rows_of(model, rows)
     if direction is None and coefficient:
         raise WorkbenchError(f"coefficient {coefficient:g} multiplies a direction, and none was given")
-    addition = None if direction is None else Addition(direction, coefficient, positions, normalise)
-    decoder = _Decoder(model, max_new_tokens, temperature, seed, _stop_ids(model) if stop_ids is None else frozenset(stop_ids), batch_size)
-    return decoder.run(rows, addition, lambda done: progress.update(done, decoder.n_steps(rows), "generating"))
+    if direction is None:
+        return continue_rows(model, rows, max_new_tokens=max_new_tokens, **settings)
+    addition = Addition(direction, coefficient, positions, normalise)
+    return _generate(model, rows, addition, max_new_tokens=max_new_tokens, **settings)
 
 
-def _stop_ids(model: Model) -> frozenset[int]:
-    """End-of-text ids of the tokenizer and of the checkpoint's settings, which may name several."""
-    original: Any = model.live.original_model
-    settings = [getattr(original, "generation_config", None), original.config, model.tokenizer]
-    named = [getattr(s, "eos_token_id", None) for s in settings]
-    return frozenset(int(i) for ids in named if ids is not None for i in (ids if isinstance(ids, (list, tuple)) else [ids]))
+def _generate(model: Model, rows: Rows, addition: Addition, **settings: Any) -> list[list[int]]:
+    report = Report()
 
+    def hooks(step: Step) -> list[Hook]:
+        return [addition.hook(model, step.n_prompt, report, step.places)]
 
-@dataclass(frozen=True)
-class _Decoder:
-    """The one decoder: greedy or sampled, same batches and shapes whatever is added."""
-
-    model: Model
-    max_new_tokens: int
-    temperature: float
-    seed: int
-    stop_ids: frozenset[int]
-    batch_size: int
-
-    def n_steps(self, rows: Rows) -> int:
-        return len(list(batches(rows, self.batch_size))) * self.max_new_tokens
-
-    def run(self, rows: Rows, addition: Addition | None, tick: Callable[[int], object]) -> list[list[int]]:
-        """New ids per row; `tick(steps done)` after each forward."""
-        self.model.require("causal-lm", "generating text")
-        longest = max((len(row) for row in rows), default=0) + self.max_new_tokens - 1  # the last new token is never read
-        if self.model.n_ctx and longest > self.model.n_ctx:
-            raise BadData(f"prompt and continuation take {longest} positions, more than the context of {self.model.name} ({self.model.n_ctx}); lower max_new_tokens")
-        found: list[list[int]] = [[] for _ in rows]
-        for i, batch in enumerate(batches(rows, self.batch_size)):
-            tokens, n_prompt, report = batch.tokens, batch.tokens.shape[1], Report()
-            noise = [np.random.default_rng([self.seed, row]) for row in batch.index.tolist()]
-            hook_fns = [] if addition is None else [addition.hook(self.model, n_prompt, report)]
-            for step in range(self.max_new_tokens):
-                last = self.model.forward(tokens, hook_fns=hook_fns)[:, -1].float().cpu()
-                if addition is not None:
-                    addition.require_fired(self.model, report)
-                tokens = torch.cat([tokens, self._choose(last, noise, addition).unsqueeze(1)], 1)
-                tick(i * self.max_new_tokens + step + 1)
-                # Rows that stopped stay in the batch, so that its shape, and with it the rounding, is the same for all coefficients.
-                if all(self.stop_ids & set(row) for row in tokens[:, n_prompt:].tolist()):
-                    break
-            for row, ids in zip(batch.index.tolist(), tokens[:, n_prompt:].tolist(), strict=True):
-                found[row] = list(takewhile(lambda token: token not in self.stop_ids, ids))
-        return found
-
-    def _choose(self, logits: torch.Tensor, noise: list[np.random.Generator], addition: Addition | None) -> torch.Tensor:
-        """[row, d_vocab] -> [row] ids."""
-        if not bool(torch.isfinite(logits).all()):
-            at = f"coefficient {addition.coefficient if addition else 0:g}"
-            raise NotFinite(f"logits of {self.model.name} are not finite at {at} in {self.model.dtype_name}; lower it or load the model in float32")
-        if self.temperature > 0:  # adding Gumbel noise and taking the largest is a draw from the softmax
-            logits = logits / self.temperature + torch.as_tensor(np.stack([rng.gumbel(size=logits.shape[1]) for rng in noise]), dtype=logits.dtype)
-        return logits.argmax(-1)
+    try:
+        new = continue_rows(model, rows, hooks=hooks, **settings)
+    except NotFinite as found:
+        at = f"coefficient {addition.coefficient:g} in {model.dtype_name}"
+        raise NotFinite(f"logits of {model.name} are not finite at {at}; lower it or load it in float32") from found
+    if any(map(len, new)):
+        addition.require_fired(model, report)
+    return new
 
 
 # ---- many coefficients ----
@@ -283,7 +242,7 @@ def sweep_coefficients(
 ) -> Result:
     """What each coefficient does to target and text, for the direction and for random ones of the same norm.
 
-    Cost: (1 + n_random) x coefficients x (max_new_tokens + 2, or 3 with a metric) forwards per batch; 0 is run like the others.
+    Cost: (1 + n_random) x coefficients x (one generation and 2 forwards, or 3 with a metric); 0 is run like the others.
 
     Args:
         metric: the target, read from the steered logits of the prompt; made for these rows in this order.
@@ -319,17 +278,13 @@ def sweep_coefficients(
     def result(partial: bool) -> Result:
         return Result(provenance.finish(started), data, {"generations": pd.DataFrame(texts, columns=GENERATIONS)}, partial, tuple(dict.fromkeys(warnings)))
 
-    decoder = _Decoder(model, max_new_tokens, temperature, seed, _stop_ids(model), batch_size)
-    steps = decoder.n_steps(rows) + 1
     try:
         for cell, (arm, coefficient) in enumerate(product(arms, coefficients)):
-
-            def tick(done: int, before: int = cell * steps, text: str = f"{arm}, coefficient {coefficient:g}") -> None:
-                progress.update(before + done, steps * len(arms) * len(coefficients), text)
-
+            part = _Part(progress, cell, len(arms) * len(coefficients), f"{arm}, coefficient {coefficient:g}")
             addition = Addition(arms[arm], coefficient, positions, normalise)
+            how: dict[str, Any] = {"temperature": temperature, "seed": seed, "batch_size": batch_size}
             try:
-                new = decoder.run(rows, addition, tick)
+                new = _generate(model, rows, addition, max_new_tokens=max_new_tokens, progress=part, **how)
             except NotFinite as found:  # the other cells are worth having
                 warnings.append(str(found))
                 continue
@@ -337,10 +292,22 @@ def sweep_coefficients(
                 data[key].values[divmod(cell, len(coefficients))] = values
             texts += [(arm, coefficient, i, _text(model, rows[i]), _text(model, ids), ids) for i, ids in enumerate(new)]
             progress.keep(lambda: result(True))
-            tick(steps)
+            part.update(part.total + 1, part.total)
     except Cancelled:
         return result(True)
     return result(False)
+
+
+class _Part(Progress):
+    """One cell's share of a sweep: its steps, and one more for measuring."""
+
+    def __init__(self, whole: Progress, cell: int, n_cells: int, text: str) -> None:
+        super().__init__()
+        self.whole, self.cell, self.n_cells, self.text = whole, cell, n_cells, text
+
+    def update(self, done: int, total: int, text: str = "") -> None:
+        self.total, steps = total, total + 1
+        self.whole.update(self.cell * steps + done, steps * self.n_cells, self.text)
 
 
 def _text(model: Model, ids: Sequence[int]) -> str:

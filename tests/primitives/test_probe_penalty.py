@@ -1,4 +1,4 @@
-"""A probe's penalty is the weight of |w|^2 / 2 beside the sum of losses, as SciPy finds the minimum without scikit-learn."""
+"""A probe's penalty weighs |w|^2 / 2 against the sum of losses: SciPy finds the same minimum without scikit-learn."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,8 @@ def weights(values: np.ndarray, labels: np.ndarray, penalty: float) -> np.ndarra
 
 
 def test_a_larger_penalty_is_a_stronger_one(model, rows):
-    values = capture(model, rows[0] + rows[1], ["resid_post"], layers=[1], reduce="last")["resid_post", 1].double().numpy()
+    values = capture(model, rows[0] + rows[1], ["resid_post"], layers=[1], reduce="last")["resid_post", 1]
+    values = values.double().numpy()
     labels = np.repeat([1.0, -1.0], [len(rows[0]), len(rows[1])])
     difference = values[labels > 0].mean(0) - values[labels < 0].mean(0)
     fitted = [weights(values, labels, penalty) for penalty in PENALTIES]
@@ -49,4 +50,4 @@ def test_a_larger_penalty_is_a_stronger_one(model, rows):
     for w, vector in zip(fitted, found, strict=True):
         assert vector @ w / np.linalg.norm(w) > 0.9999
     along = [vector @ difference / np.linalg.norm(difference) for vector in found]
-    assert (np.diff(along) > 0).all() and along[0] < 0.9 < along[-1]  # weights held near 0 point along the means' difference
+    assert (np.diff(along) > 0).all() and along[0] < 0.9 < along[-1]  # weights held near 0 follow the means

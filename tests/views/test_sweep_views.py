@@ -47,7 +47,7 @@ def test_share_is_a_ratio_of_means():
 
 
 def test_a_share_of_rows_with_very_different_gaps_is_not_the_mean_of_their_shares():
-    """Gaps 100 and 0.1: the second row's share of 50 would carry a mean of ratios, and is nothing beside the first's."""
+    """Gaps 100 and 0.1: the second row's share of 50 would carry a mean of ratios, and counts little here."""
     exact = placed(("layer", "pos"), {"layer": 1, "pos": 2}, {"layer": [0], "pos": [0, 1]})
     data = exact.data.isel(example=[0, 0]).copy(deep=True)
     data["base_value"].values[:], data["source_value"].values[:] = [0.0, 1.0], [100.0, 1.1]

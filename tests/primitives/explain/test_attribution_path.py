@@ -1,4 +1,4 @@
-"""Integrated gradients from Hugging Face's own module, its inputs interpolated by hand: k/steps for k = 0 .. steps-1, no other."""
+"""Integrated gradients from Hugging Face's own module, inputs interpolated by hand: k/steps for k = 0 .. steps-1."""
 
 import pytest
 import torch
@@ -20,13 +20,13 @@ def module_and_model(tmp_path_factory):
 
 
 def run(module, embeds, replace=None):
-    """One run of [row, pos, d_model] embeddings (positions not yet added) with the metric's gradients at every norm's input.
+    """One run of [row, pos, d_model] token embeddings, with the metric's gradients at every norm's input.
 
     replace: {module: tensor} put in place of the input of a c_proj of attention, or of the output of an MLP.
 
     Returns:
-        {writer's place: what it wrote}, {reader's place: gradient of the summed metric at what it alone reads}. A zero is
-        added before each norm, so that its gradient holds only the path through that norm.
+        {place: z or output there}, {norm: gradient of the summed metric at what this norm alone reads}. A zero is added
+        before each norm, so that its gradient holds only the path through that norm.
     """
     blocks, replace = module.transformer.h, replace or {}
     written, zeros, handles = {"embed": embeds.detach()}, {}, []
@@ -55,7 +55,8 @@ def run(module, embeds, replace=None):
         return put
 
     for i, block in enumerate(blocks):
-        handles += [block.ln_1.register_forward_pre_hook(read(f"a{i}")), block.ln_2.register_forward_pre_hook(read(f"m{i}"))]
+        handles.append(block.ln_1.register_forward_pre_hook(read(f"a{i}")))
+        handles.append(block.ln_2.register_forward_pre_hook(read(f"m{i}")))
         handles.append(block.attn.c_proj.register_forward_pre_hook(put_z(f"a{i}")))
         handles.append(block.mlp.register_forward_hook(put_mlp(f"m{i}")))
     handles.append(module.transformer.ln_f.register_forward_pre_hook(read("logits")))
@@ -64,7 +65,7 @@ def run(module, embeds, replace=None):
         handle.remove()
     rows = torch.arange(len(last))
     total = (last[rows, ANSWERS] - last[rows, OTHERS]).sum()
-    gradients = torch.autograd.grad(total, list(zeros.values()), materialize_grads=True)  # 0 before what was replaced
+    gradients = torch.autograd.grad(total, list(zeros.values()), materialize_grads=True)  # 0 before a replacement
     return written, dict(zip(zeros, gradients, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Shares of a circuit are ratios of means: rows with small gaps count little, as TransformerLens's single-row shares say by hand."""
+"""Shares of a circuit are ratios of means over rows: from TransformerLens's share of every single row."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ WEIGHTS = torch.tensor([1.0, 60.0, 0.02])  # one row's gap is thousands of times
 
 def their_name(node):
     """The name here of a node of TransformerLens."""
-    if node.layer is None:
-        return "logits" if node.kind == "logits" else "embed"
+    if node.layer is None or node.kind == "logits":
+        return "embed" if node.layer is None else "logits"
     place = f"m{node.layer}" if node.head is None else f"a{node.layer}.h{node.head}"
     return place + (f"<{node.kind[0]}>" if node.kind.endswith("_input") else "")
 
@@ -23,7 +23,11 @@ def their_name(node):
 def weighted() -> Metric:
     """The logit difference of three rows, each in its own unit."""
     plain = logit_diff([3, 4, 5], [6, 7, 8])
-    return Metric("weighted", "logits", lambda logits, example: plain.compute(logits, example) * WEIGHTS[example], n_examples=3)
+
+    def compute(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+        return plain.compute(logits, example) * WEIGHTS[example]
+
+    return Metric("weighted", "logits", compute, n_examples=3)
 
 
 def test_faithfulness_and_completeness_are_ratios_of_means_over_rows(models, pair):

@@ -260,7 +260,7 @@ def test_random_sets_are_nested_seeded_and_without_what_has_no_score(gpt2, monke
 
 
 def masks_of_draws(monkeypatch, measure):
-    """[draw][step]: the random sets, bool [layer, unit], that `measure` ran between no unit and every unit (two draws)."""
+    """(the score's sets [step], the random ones [draw][step]) that `measure` ran, without no unit and every unit."""
     seen, run = [], Bench.run
     with monkeypatch.context() as patched:
         patched.setattr(Bench, "run", lambda self, mask: seen.append(mask.copy()) or run(self, mask))
@@ -272,7 +272,7 @@ def masks_of_draws(monkeypatch, measure):
 
 @pytest.mark.parametrize("side", ["low", "high"])
 def test_random_sets_do_not_depend_on_the_score(gpt2, monkeypatch, side):
-    """Any score of the same units, from either side, stands beside the very same sets; a set of them is no score's choice."""
+    """Any score of the same units, from either side, stands beside the very same sets, which are no score's choice."""
     found, shares = bench(gpt2), (0, 0.25, 0.5, 0.75, 1)
     rng = np.random.default_rng(3)
     scores = [np.arange(8.0).reshape(2, 4), -np.arange(8.0).reshape(2, 4), *(rng.normal(size=(3, 2, 4)))]

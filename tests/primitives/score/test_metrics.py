@@ -64,16 +64,18 @@ def test_kl_divergence_of_a_run_from_itself_is_zero_and_references_may_differ_in
     np.testing.assert_allclose(kl_div(ragged)(logits(1)), kl_div(last)(logits(1)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("pos", [-1, 1])
+@pytest.mark.parametrize("pos", [(), (-1,), (1,)], ids=["default", "last", "second"])
 def test_metrics_of_an_answer_follow_their_formulas(pos):
-    run = logits()
-    at, rows = run[:, pos].double().numpy(), np.arange(N)
-    p = chances(run[:, pos])[rows, ANSWERS]
-    np.testing.assert_allclose(logit_diff(ANSWERS, OTHERS, pos)(run), at[rows, ANSWERS] - at[rows, OTHERS], rtol=1e-5)
-    np.testing.assert_allclose(probability(ANSWERS, pos)(run), p, rtol=1e-5)
-    np.testing.assert_allclose(answer_loss(ANSWERS, pos)(run), -np.log(p), rtol=1e-5)
-    above = [sorted(row, reverse=True).index(row[answer]) for row, answer in zip(at, ANSWERS, strict=True)]
-    assert rank(ANSWERS, pos)(run).tolist() == above
+    """Without a position they read the last one."""
+    run, at = logits(), pos[0] if pos else POS - 1
+    read, rows = run[:, at].double().numpy(), np.arange(N)
+    p = chances(run[:, at])[rows, ANSWERS]
+    wanted = read[rows, ANSWERS] - read[rows, OTHERS]
+    np.testing.assert_allclose(logit_diff(ANSWERS, OTHERS, *pos)(run), wanted, rtol=1e-5)
+    np.testing.assert_allclose(probability(ANSWERS, *pos)(run), p, rtol=1e-5)
+    np.testing.assert_allclose(answer_loss(ANSWERS, *pos)(run), -np.log(p), rtol=1e-5)
+    above = [sorted(row, reverse=True).index(row[answer]) for row, answer in zip(read, ANSWERS, strict=True)]
+    assert rank(ANSWERS, *pos)(run).tolist() == above
 
 
 def test_equal_logits_are_not_above_the_answer():
@@ -123,7 +125,7 @@ def test_every_example_can_be_asked_for_and_no_more(name):
     metric, run = METRICS[name][0], logits()
     assert metric(run[-1:], torch.tensor([N - 1])).isfinite().all() and metric.of([N - 1]).n_examples == 1
     with pytest.raises(BadData, match=f"made for {N} examples, and example {N} was run"):
-        metric(run[:1], torch.tensor([N]))
+        metric(run[:2], torch.tensor([0, N]))
     with pytest.raises(BadData, match=f"made for {N} examples, and example {N} was asked for"):
         metric.of([0, N])
 

@@ -10,6 +10,7 @@ from workbench.views import figures
 from workbench.views.sweep import (
     Baseline,
     agreement,
+    attributed_change,
     attributed_grid,
     attribution_scatter,
     baseline,
@@ -43,6 +44,19 @@ def result(dims=("layer", "pos"), source=True, token=True):
 def test_share_is_a_ratio_of_means():
     np.testing.assert_allclose(change(result()), np.array([[0.0, 2.0], [4.0, 6.0]]) / 4)
     assert change(result(source=False)).attrs["unit"] == "logits"
+
+
+def test_a_share_of_rows_with_very_different_gaps_is_not_the_mean_of_their_shares():
+    """Gaps 100 and 0.1: the second row's share of 50 would carry a mean of ratios, and counts little here."""
+    exact = placed(("layer", "pos"), {"layer": 1, "pos": 2}, {"layer": [0], "pos": [0, 1]})
+    data = exact.data.isel(example=[0, 0]).copy(deep=True)
+    data["base_value"].values[:], data["source_value"].values[:] = [0.0, 1.0], [100.0, 1.1]
+    data["value"].values[:] = [[[20.0, 6.0], [0.0, 1.0]]]
+    exact, gap = Result(Provenance("sweep", {}, 0), data), 50.05  # mean gap
+    np.testing.assert_allclose(change(exact), [[12.5 / gap, 0.0]])  # mean of the ratios: 25.1
+    attributed = estimates(exact, [[[10.0, 5.0], [-1.0, 1.0]]])
+    np.testing.assert_allclose(attributed_change(exact, attributed), [[7.5 / gap, 0.0]])
+    assert cells_table(exact, attributed)["shown"].tolist() == pytest.approx([12.5 / gap, 0.0])
 
 
 @pytest.mark.parametrize("dims", [("layer", "pos"), ("layer", "head"), ("layer", "pos", "head")])

@@ -259,6 +259,42 @@ def test_random_sets_are_nested_seeded_and_without_what_has_no_score(gpt2, monke
     np.testing.assert_array_equal(one["random_value"][:, -1], np.broadcast_to(one["value"][-1], (3, 5)))
 
 
+def masks_of_draws(monkeypatch, measure):
+    """(the score's sets [step], the random ones [draw][step]) that `measure` ran, without no unit and every unit."""
+    seen, run = [], Bench.run
+    with monkeypatch.context() as patched:
+        patched.setattr(Bench, "run", lambda self, mask: seen.append(mask.copy()) or run(self, mask))
+        measure()
+    inner = [mask for mask in seen if 0 < mask.sum() < mask.size]
+    assert inner and len(inner) % 3 == 0  # by score, draw 0, draw 1
+    return inner[::3], [inner[1::3], inner[2::3]]
+
+
+@pytest.mark.parametrize("side", ["low", "high"])
+def test_random_sets_do_not_depend_on_the_score(gpt2, monkeypatch, side):
+    """Any score of the same units, from either side, stands beside the very same sets, which are no score's choice."""
+    found, shares = bench(gpt2), (0, 0.25, 0.5, 0.75, 1)
+    rng = np.random.default_rng(3)
+    scores = [np.arange(8.0).reshape(2, 4), -np.arange(8.0).reshape(2, 4), *(rng.normal(size=(3, 2, 4)))]
+    options = {"shares": shares, "n_random": 2, "seed": 6}
+    runs = [masks_of_draws(monkeypatch, lambda s=s: ablation_curve(found, s, side=side, **options)) for s in scores]
+    low = masks_of_draws(monkeypatch, lambda: ablation_curve(found, scores[0], side="low", **options))
+    for own, random in runs:
+        np.testing.assert_array_equal(random, low[1])
+        assert all(not np.array_equal(own, draw) for draw in random)
+    np.testing.assert_array_equal(runs[0][0], ~np.array(runs[1][0])[::-1])  # the scores' own orders do differ
+    assert not np.array_equal(*low[1])
+
+
+def test_random_sets_beside_a_chosen_set_do_not_depend_on_it(gpt2, monkeypatch):
+    found = bench(gpt2)
+    chosen = [masked(found, (0, 1), (1, 2)), masked(found, (0, 0), (1, 3))]
+    runs = [masks_of_draws(monkeypatch, lambda m=m: ablate_set(found, m, n_random=2, seed=1)) for m in chosen]
+    for mask, (own, random) in zip(chosen, runs, strict=True):
+        np.testing.assert_array_equal(own, [mask])
+        np.testing.assert_array_equal(random, runs[0][1])
+
+
 def test_a_cancelled_curve_is_finished_to_the_same_numbers(gpt2):
     found, score = bench(gpt2), np.arange(8.0).reshape(2, 4)
     whole = ablation_curve(found, score, n_random=2)

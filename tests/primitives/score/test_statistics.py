@@ -37,6 +37,20 @@ def test_the_interval_follows_its_seed_and_level():
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
+@pytest.mark.parametrize("only", [0, 1, 2])
+def test_every_value_is_drawn(only):
+    """One in three values is 1: a sample of three holds none of it in 8 of 27 draws, and three times in 1 of 27."""
+    values = np.zeros(3)
+    values[only] = 1.0
+    assert bootstrap_interval(values, level=0.98) == (0.0, 1.0)
+    assert bootstrap_interval(values, level=0.9) == (0.0, pytest.approx(2 / 3))
+
+
+def test_an_interval_without_settings_is_the_documented_one():
+    values = np.random.default_rng(4).normal(size=25)
+    assert bootstrap_interval(values) == bootstrap_interval(values, level=0.95, n_draws=2000, seed=0)
+
+
 @pytest.mark.parametrize(
     ("y", "level", "wanted"),
     [

@@ -120,7 +120,7 @@ def test_what_is_no_direction_is_refused(make, error, match):
 def test_makers_refuse_what_gives_no_direction(model):
     with pytest.raises(BadData, match="norm 0"):
         mean_difference(model, rows(), rows(), layer=0)
-    with pytest.raises(BadData, match="at least one list of token ids on each side"):
+    with pytest.raises(BadData, match="there are no prompts"):
         mean_difference(model, rows(), [], layer=0)
     with pytest.raises(BadData, match="no variance"):
         principal_component(model, rows()[:1] * 3, layer=0)

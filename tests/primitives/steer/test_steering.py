@@ -145,7 +145,7 @@ def test_nothing_is_left_behind_even_after_an_error(pairs):
         (lambda m: generate(m, ids().tolist(), max_new_tokens=43), BadData, r"take 49 positions, more than the context of .* \(48\)"),
         (lambda m: generate(m, ids().tolist(), max_new_tokens=1, direction=direction(), coefficient=3e38, normalise="stream"), NotFinite, "not finite at coefficient"),
         (lambda m: sweep_coefficients(m, ids().tolist(), direction(), [1, 1.0], max_new_tokens=1), BadData, "different coefficients"),
-        (lambda m: sweep_coefficients(m, [], direction(), [1], max_new_tokens=1), BadData, "got 0 rows"),
+        (lambda m: sweep_coefficients(m, [], direction(), [1], max_new_tokens=1), BadData, "there are no prompts"),
         (lambda m: sweep_coefficients(m, ids().tolist(), direction(), [1], max_new_tokens=1, metric=logit_diff([1], [2]), positions="generated"), BadData, "leaves as they are"),
     ],
 )

@@ -44,10 +44,25 @@ class Report:
 
 @dataclass(frozen=True)
 class Ablated:
-    """Output of an ablated run and its report."""
+    """Output of an ablated run, its report, and the tokens it read."""
 
     output: torch.Tensor
     report: Report
+    tokens: torch.Tensor | Batch
+
+    @property
+    def predicted(self) -> torch.Tensor:
+        """[batch] the likeliest token after each prompt, or the likeliest class."""
+        if self.output.ndim == 2:
+            return self.output.argmax(-1).cpu()
+        n = len(self.output)
+        last = _last(self.tokens) if isinstance(self.tokens, Batch) else torch.full((n,), -1)
+        return self.output[torch.arange(n), last].argmax(-1).cpu()
+
+
+def _last(batch: Batch) -> torch.Tensor:
+    """[batch] index of each row's last real token, on whichever side it is padded."""
+    return (batch.mask * torch.arange(batch.mask.shape[1])).argmax(1)
 
 
 def ablate(
@@ -84,7 +99,7 @@ def ablate(
         seed: draws the rows for "resample".
 
     Returns:
-        Ablated(output, report).
+        Ablated: output, report, and `predicted` [batch].
 
     Raises:
         NotFired: if no hook fired. WorkbenchError: on a mask of the wrong shape or a missing reference.
@@ -147,7 +162,7 @@ def ablate(
         report.effect = float(moved.flatten(1).amax(1).mean())
         if report.n_replaced and report.effect == 0:
             report.warnings.append(f"{report.n_replaced} units were replaced at {site} and the output did not move: nothing downstream reads them")
-    return Ablated(output, report)
+    return Ablated(output, report, tokens)
 
 
 def reference_mean(model: Model, tokens: torch.Tensor | Batch, site: str = "z", layers: Sequence[int] | None = None) -> dict[int, torch.Tensor]:

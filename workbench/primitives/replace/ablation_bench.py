@@ -154,7 +154,7 @@ class Bench:
         output = self.model.forward(batch, hook_fns=[put(self.places[layer][unit]) for layer, unit in zip(*np.nonzero(mask), strict=True)])
         if clean is not None:
             report.effect = float((output - clean).abs().flatten(1).amax(1).mean())
-        return Ablated(output, report)
+        return Ablated(output, report, batch)
 
     def _replacements(self) -> list[dict[str, torch.Tensor]]:
         """Per batch {hook: what is put in}, empty for zero."""

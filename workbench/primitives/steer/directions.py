@@ -14,7 +14,7 @@ import torch
 
 from workbench.core import hooks
 from workbench.core.errors import BadData, UnknownSite
-from workbench.models.inputs import Rows
+from workbench.models.inputs import Inputs
 from workbench.models.model import Model
 from workbench.primitives.read.capture import capture
 
@@ -62,12 +62,12 @@ def given(vector: torch.Tensor | np.ndarray, site: str, layer: int | None, sourc
 
 
 def mean_difference(
-    model: Model, positive_rows: Rows, negative_rows: Rows, *, site: str = "resid_post", layer: int | None, pos: Pooling = "last", batch_size: int = 32
+    model: Model, positive_rows: Inputs, negative_rows: Inputs, *, site: str = "resid_post", layer: int | None, pos: Pooling = "last", batch_size: int = 32
 ) -> Direction:
     """Mean of the positive rows minus mean of the negative ones, raw: its norm is the distance of the two means.
 
     Args:
-        positive_rows: token ids per row; the direction points to these. negative_rows: where it points from.
+        positive_rows: texts, rows of ids, a tensor or a Batch; the direction points to these. negative_rows: where it points from.
         site, layer: where to read. pos: pooling over a row's tokens.
 
     Returns:
@@ -83,7 +83,7 @@ def mean_difference(
     return Direction(torch.as_tensor(positive.mean(0) - negative.mean(0)), site, layer, source)
 
 
-def principal_component(model: Model, rows: Rows, *, site: str = "resid_post", layer: int | None, pos: Pooling = "last", batch_size: int = 32) -> Direction:
+def principal_component(model: Model, rows: Inputs, *, site: str = "resid_post", layer: int | None, pos: Pooling = "last", batch_size: int = 32) -> Direction:
     """First principal component of the centred, pooled activations, of unit norm.
 
     The sign is a convention, because data do not fix it: the entry of largest size is positive.
@@ -107,7 +107,7 @@ def principal_component(model: Model, rows: Rows, *, site: str = "resid_post", l
 
 
 def probe_direction(
-    model: Model, positive_rows: Rows, negative_rows: Rows, *, site: str = "resid_post", layer: int | None, pos: Pooling = "last", penalty: float = 1.0,
+    model: Model, positive_rows: Inputs, negative_rows: Inputs, *, site: str = "resid_post", layer: int | None, pos: Pooling = "last", penalty: float = 1.0,
     seed: int = 0, batch_size: int = 32,
 ) -> Direction:  # fmt: skip
     """Weights of a logistic regression that tells positive from negative rows, of unit norm; it points to the positive ones.
@@ -137,11 +137,9 @@ def random_like(direction: Direction, seed: int) -> Direction:
     return Direction(draw / draw.norm() * direction.vector.double().norm(), direction.site, direction.layer, f"random, seed {seed}, norm as: {direction.source}")
 
 
-def _pooled(model: Model, rows: Rows, site: str, layer: int | None, pos: Pooling, batch_size: int) -> np.ndarray:
+def _pooled(model: Model, rows: Inputs, site: str, layer: int | None, pos: Pooling, batch_size: int) -> np.ndarray:
     """[row, d_model] float64."""
     if pos not in ("last", "mean"):
         raise BadData(f"pos must be 'last' or 'mean', got {pos!r}")
-    if len(rows) == 0:
-        raise BadData("no rows to read a direction from: give at least one list of token ids on each side")
-    taken = capture(model, [[int(i) for i in row] for row in rows], [site], layers=None if layer is None else [layer], dtype=torch.float32, reduce=pos, batch_size=batch_size)
+    taken = capture(model, rows, [site], layers=None if layer is None else [layer], dtype=torch.float32, reduce=pos, batch_size=batch_size)
     return taken[site, layer].numpy().astype(np.float64)

@@ -194,7 +194,7 @@ def generate(
     return _generate(model, rows, addition, max_new_tokens=max_new_tokens, **settings)
 
 
-def _generate(model: Model, rows: Rows, addition: Addition, **settings: Any) -> list[list[int]]:
+def _generate(model: Model, rows: Inputs, addition: Addition, **settings: Any) -> list[list[int]]:
     report = Report()
 
     def hooks(step: Step) -> list[Hook]:

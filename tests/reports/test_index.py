@@ -28,7 +28,7 @@ def project(tmp_path):
 
 def test_what_is_written_comes_from_the_notebook(project):
     entry = index.entries(project)[0]
-    assert entry.title == "Inactive heads" and entry.checked == "1 of 2 claims hold, 1 of 1 controls fail as they must" and entry.pictures == (("A <line>.", PNG),)
+    assert entry.title == "Inactive heads" and entry.checked == "1 of 2 claims hold; 1 of 1 controls fail as they must" and entry.pictures == (("A <line>.", PNG),)
     assert index.stale(project) == ["README.md", "notebooks/README.md"]
     index.write_index(project)
     readme = (project / "README.md").read_text()

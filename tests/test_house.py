@@ -176,6 +176,44 @@ def test_families_are_the_folders_of_papers():
     assert {p.name for p in (PACKAGE / "papers").iterdir() if p.is_dir() and p.name != "__pycache__"} <= set(FAMILIES)
 
 
+LIGHT = {"claims": {"core", "runs", "primitives.score"}, "figures": {"core", "runs", "views"}, "panel_figures": {"core", "runs", "views"}}
+
+
+def heavy_imports(source: str, module: str) -> list[str]:
+    """What a paper's claims or figures import beyond their rooms and their own folder."""
+    package, name = module.rsplit(".", 1)
+    allowed = (package, *(f"workbench.{room}" for room in LIGHT[name]))
+    ours = [n for n, _ in imported(source, module) if not n.startswith(allowed)]
+    return ours + re.findall(r"^\s*(?:import|from) (torch|transformers)\b", source, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [p for name in LIGHT for p in sorted(PACKAGE.glob(f"papers/*/*/{name}.py"))], ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_claims_and_figures_see_no_model(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    assert heavy_imports(path.read_text(encoding="utf-8"), module) == []
+
+
+def test_claims_and_figures_load_no_torch():
+    scores = "workbench.papers.attention.attention_sinks.claims"  # reads the table of head scores, which are computed with torch
+    found = (".".join(p.relative_to(ROOT).with_suffix("").parts) for name in LIGHT for p in sorted(PACKAGE.glob(f"papers/*/*/{name}.py")))
+    code = "import sys\n" + "".join(f"import {m}\nassert 'torch' not in sys.modules, {m!r}\n" for m in found if m != scores)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "is_heavy"),
+    [
+        ("claims", "import torch", True),
+        ("claims", "from workbench.models import load", True),
+        ("claims", "from workbench.runs import lines", False),
+        ("figures", "from .claims import CLAIMS", False),
+        ("figures", "from workbench.primitives.score import head_scores", True),
+    ],
+)
+def test_the_check_of_claims_and_figures_sees_a_planted_import(name, source, is_heavy):
+    assert bool(heavy_imports(source, f"workbench.papers.safety.x.{name}")) is is_heavy
+
+
 # ---- pins ----
 
 

@@ -18,7 +18,7 @@ from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models.model import Model
 from workbench.primitives.replace.module_changes import module_changes
-from workbench.primitives.replace.sweeps import FromRun, MeanOver, Resample, Source, Zero
+from workbench.primitives.replace.sweeps import FromRun, Mean, Resample, Source, Zero
 from workbench.primitives.replace.two_checkpoints import refuse_misaligned, sweep_effects_both
 from workbench.primitives.score.prompt_metrics import metric_named
 from workbench.views import two_checkpoints as views
@@ -114,7 +114,7 @@ class TwoCheckpoints(Panel):
         texts, words = _lines(prompts), _lines(answers)
         refuse_misaligned(self.a, self.b, texts)
         base = self._rows(texts, "prompts")
-        other: Source = Zero() if source == "zero" else MeanOver(base) if source == "mean" else Resample() if source == "resample" else FromRun(self._rows(_lines(corrupted), "corrupted prompts"))
+        other: Source = Zero() if source == "zero" else Mean(base) if source == "mean" else Resample() if source == "resample" else FromRun(self._rows(_lines(corrupted), "corrupted prompts"))
         metric = metric_named(self.a, "loss" if words else "next_token_loss", base, words * len(base) if len(words) == 1 else words)
         _, site, axes = PARTS[part]
         return self._compute_sweep(self.a, self.b, base, other, metric, site=site, axes=axes, progress=progress)

@@ -13,7 +13,7 @@ from workbench.core.errors import BadData, BadSpec, ModelNotFound
 from workbench.core.progress import Progress
 from workbench.models import load
 from workbench.models.loading import read_module
-from workbench.papers.misalignment.em_subspaces import behaviour, claims, geometry, pairs, runs
+from workbench.papers.misalignment.em_subspaces import behaviour, claims, conditions, geometry, pairs, runs
 from workbench.papers.misalignment.em_subspaces import method as em
 from workbench.training import lora
 from workbench.training.lora import Factors
@@ -130,10 +130,10 @@ def test_cosine_angles_and_overlap_agree_with_full_matrices():
 
 def test_pairs_of_one_seed_count_once(store):
     found = pairs.pairs_of_store(store[0], ["random-0"])
-    of = {c: [p for p in found if p.condition == c] for c in pairs.CONDITIONS}
-    assert {c: len(p) for c, p in of.items()} == dict(zip(pairs.CONDITIONS, (9, 18, 3, 9, 18, 3, 3, 9, 2, 3, 0), strict=True))
-    assert all(len({p.group for p in of[c]}) == 3 for c in (pairs.SAME, pairs.DIFFERENT, pairs.FULL, pairs.BENIGN))
-    for pair in of[pairs.SAME]:
+    of = {c: [p for p in found if p.condition == c] for c in conditions.CONDITIONS}
+    assert {c: len(p) for c, p in of.items()} == dict(zip(conditions.CONDITIONS, (9, 18, 3, 9, 18, 3, 3, 9, 2, 3, 0), strict=True))
+    assert all(len({p.group for p in of[c]}) == 3 for c in (conditions.SAME, conditions.DIFFERENT, conditions.FULL, conditions.BENIGN))
+    for pair in of[conditions.SAME]:
         one, other = store[0][pair.one], store[0][pair.other]
         assert one.seed == other.seed and one.domain != other.domain
 
@@ -274,9 +274,9 @@ def test_the_whole_run_settles_the_confound(tmp_path):
     """What the notebook shows; only what follows from the construction or stands far from its threshold is asserted."""
     result = em.run(em.Spec.tiny().replace(n_draws=10, scales=(0.0, 0.5, 1.0), ts=(0.0, 0.5, 1.0), retrain=False))
     table = result.tables["conditions"].set_index("condition")
-    assert table.loc[pairs.SAME, "start"] > 0.3 > table.loc[pairs.DIFFERENT, "overlap"]
-    assert abs(table.loc[pairs.RANDOM, "overlap"] - table.loc[pairs.RANDOM, "free"]) < 0.01
-    assert abs(table.loc[pairs.SAME, "overlap"] - table.loc[pairs.SAME, "start"] - table.loc[pairs.SAME, "above_start"]) < 1e-9
+    assert table.loc[conditions.SAME, "start"] > 0.3 > table.loc[conditions.DIFFERENT, "overlap"]
+    assert abs(table.loc[conditions.RANDOM, "overlap"] - table.loc[conditions.RANDOM, "free"]) < 0.01
+    assert abs(table.loc[conditions.SAME, "overlap"] - table.loc[conditions.SAME, "start"] - table.loc[conditions.SAME, "above_start"]) < 1e-9
     scaled = result.data["scaled_rate"]
     np.testing.assert_array_equal(scaled.sel(scale=1.0, form="deltas"), scaled.sel(scale=1.0, form="factors"))
     assert float(scaled.sel(scale=0.0).max()) == 0

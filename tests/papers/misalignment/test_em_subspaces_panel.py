@@ -14,7 +14,7 @@ from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.panels import Subspaces
 from workbench.panels.panel import SAME_CHANGE
-from workbench.papers.misalignment.em_subspaces import behaviour, geometry, maps, pairs, runs
+from workbench.papers.misalignment.em_subspaces import behaviour, conditions, geometry, maps, runs
 from workbench.papers.misalignment.em_subspaces import method as em
 from workbench.papers.misalignment.em_subspaces import panel_figures as views
 from workbench.papers.misalignment.em_subspaces.panel import SubspacesState
@@ -73,7 +73,7 @@ def test_a_map_of_known_overlap_with_its_floors():
 def test_a_map_is_the_methods_own_geometry(stored):
     """The oracle: what `compare` gives for the same pair, module by module."""
     updates, listed = stored
-    pair = next(p for p in listed if p.condition == pairs.DIFFERENT)
+    pair = next(p for p in listed if p.condition == conditions.DIFFERENT)
     modules = list(updates[pair.one])
     expected = em.compare(modules, ((m, {n: updates[n][m] for n in (pair.one, pair.other)}) for m in modules), [pair], k=3, n_draws=60, seed=0).isel(pair=0)
     data = maps.pair_map(updates, pair, k=3).data
@@ -102,14 +102,14 @@ def test_a_cell_is_what_full_matrices_give(stored):
 def test_random_updates_are_at_chance_and_the_confound_shows(stored):
     """What the map is for: against a random update about one cell in forty is above chance; one seed lifts chance itself to k / r."""
     updates, listed = stored
-    of = {c: maps.pair_map(updates, next(p for p in listed if p.condition == c), k=4) for c in (pairs.RANDOM, pairs.SAME, pairs.DIFFERENT)}
-    assert len(views.within_chance(of[pairs.RANDOM])) >= 24
-    assert 0.35 < float(of[pairs.SAME].data["chance"].mean()) < 0.6 and float(of[pairs.DIFFERENT].data["chance"].mean()) < 0.15
+    of = {c: maps.pair_map(updates, next(p for p in listed if p.condition == c), k=4) for c in (conditions.RANDOM, conditions.SAME, conditions.DIFFERENT)}
+    assert len(views.within_chance(of[conditions.RANDOM])) >= 24
+    assert 0.35 < float(of[conditions.SAME].data["chance"].mean()) < 0.6 and float(of[conditions.DIFFERENT].data["chance"].mean()) < 0.15
 
 
 def test_what_cannot_be_compared_is_said(stored):
     updates, listed = stored
-    full = next(p for p in listed if p.condition == pairs.FULL)
+    full = next(p for p in listed if p.condition == conditions.FULL)
     assert maps.most_directions(updates, full) == 4
     with pytest.raises(BadData, match="choose at most 4"):
         maps.pair_map(updates, full, k=5)
@@ -129,7 +129,7 @@ def test_made_it_lists_pairs_and_computes_nothing(tmp_path):
     assert (
         panel.state.result is None and panel.table().empty and panel.figures() == {} and panel.grid.layout.display == "none" and not panel.state.running and panel.state.error == ""
     )
-    assert {pairs.SAME, pairs.DIFFERENT, pairs.FULL, pairs.BENIGN} <= set(panel.condition.options) and len(panel.pair.options) == 9 and len(panel.prompt.options) == 24
+    assert {conditions.SAME, conditions.DIFFERENT, conditions.FULL, conditions.BENIGN} <= set(panel.condition.options) and len(panel.pair.options) == 9 and len(panel.prompt.options) == 24
     with pytest.raises(WorkbenchError, match="nothing to save"):
         panel.save(tmp_path / "x.html")
 
@@ -166,7 +166,7 @@ def test_k_is_live_and_ends_at_the_rank(panel):
     panel.k.value = 1
     assert not np.allclose(before, cells(panel)) and panel.state.result.data.attrs["k"] == 1 and rank == 8
     panel.k.value = 8
-    panel.condition.value = pairs.FULL
+    panel.condition.value = conditions.FULL
     assert panel.k.max == panel.k.value == 4 == panel.state.result.data.attrs["k"] and panel.state.error == "" and "no drawn A" in panel.reading.value
     assert len(panel.pair.options) == 3 and panel.state.result.data.attrs["one"] == "full-bad-health-s0"
 
@@ -175,10 +175,10 @@ def test_pair_and_condition_change_the_map_and_come_back(panel):
     first = cells(panel).copy()
     panel.pair.value = panel.pair.options[2]
     assert panel.state.result.data.attrs["one"] == "bad-money-s0" and not np.allclose(first, cells(panel))
-    panel.condition.value = pairs.DIFFERENT
-    assert panel.state.result.data.attrs["condition"] == pairs.DIFFERENT and cells(panel).mean() < 0.2 and "started apart" in panel.reading.value
+    panel.condition.value = conditions.DIFFERENT
+    assert panel.state.result.data.attrs["condition"] == conditions.DIFFERENT and cells(panel).mean() < 0.2 and "started apart" in panel.reading.value
     panel._compute = refused
-    panel.condition.value = pairs.SAME
+    panel.condition.value = conditions.SAME
     assert np.allclose(first, cells(panel))  # kept, not made again
 
 
@@ -281,11 +281,11 @@ def test_the_ends_are_the_updates_themselves(asked_panel):
 
 def test_another_pair_forgets_answers_and_full_rank_has_no_factors(asked_panel):
     panel = asked_panel
-    panel.condition.value = pairs.FULL
+    panel.condition.value = conditions.FULL
     assert panel.state.asked is None and panel.answers.value == "" and "between" not in panel.figures()
     panel.ask().wait(60)
     assert not panel.state.asked["model"].str.startswith("factors").any() and "only the deltas" in panel.state.notice and set(panel.state.visited["form"]) == {"deltas"}
-    panel.condition.value = pairs.SAME
+    panel.condition.value = conditions.SAME
 
 
 def test_words_the_organism_does_not_know_are_named(asked_panel):

@@ -10,7 +10,7 @@ from workbench.core.errors import BadData
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.primitives.replace.sweep_plan import plan
-from workbench.primitives.replace.sweeps import FromRun, MeanOver, Resample, Zero, denoise, sweep
+from workbench.primitives.replace.sweeps import FromRun, Mean, Resample, Zero, denoise, sweep
 from workbench.primitives.score import metrics
 
 LENGTHS = (7, 4, 7, 9)  # not in order, so that joining must put examples back
@@ -96,7 +96,7 @@ def test_one_length_as_rows_is_the_tensor(model, pair):
 @pytest.mark.parametrize("source", ["zero", "mean", "resample"])
 def test_other_sources(model, pair, source):
     clean, corrupted = pair
-    made = {"zero": Zero(), "mean": MeanOver(corrupted), "resample": Resample(3)}[source]
+    made = {"zero": Zero(), "mean": Mean(corrupted), "resample": Resample(3)}[source]
     if source == "resample":
         with pytest.raises(BadData, match="another example of 4 tokens"):
             sweep(model, clean, made, METRIC, site="z", axes=("unit",))

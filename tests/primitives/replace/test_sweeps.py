@@ -15,7 +15,7 @@ from workbench.models import load
 from workbench.models.resumed import BaseRun
 from workbench.primitives.replace import sweep_plan, sweep_sources
 from workbench.primitives.replace.sweep_plan import plan
-from workbench.primitives.replace.sweeps import FromRun, MeanOver, Resample, Zero, denoise, noise, sweep
+from workbench.primitives.replace.sweeps import FromRun, Mean, Resample, Zero, denoise, noise, sweep
 from workbench.primitives.score import metrics
 
 N_POS, ANSWERS, OTHERS = 9, [7, 8, 9], [10, 11, 12]
@@ -156,10 +156,10 @@ def test_patching_before_what_the_metric_reads_only(models, pair):
 @pytest.mark.parametrize("family", ["gpt2", "neox", "llama"])
 def test_other_sources_equal_a_plain_hook(models, pair, family, source):
     model, base = models[family], pair[1]
-    source = MeanOver(pair[0]) if source == "mean" else source
+    source = Mean(pair[0]) if source == "mean" else source
     result = sweep(model, base, source, METRIC, site="z", axes=("pos", "unit"), layers=[1], positions=[2, -1], units=[1])
     values = sweep_sources.source_values(model, base, source, "z", [1])[0][1]
-    if isinstance(source, MeanOver):
+    if isinstance(source, Mean):
         torch.testing.assert_close(values[0, 0], sweep_plan.read_site(model, pair[0], "z", [1])[0][1].mean((0, 1)))
     for pos in (2, N_POS - 1):
 
@@ -456,7 +456,7 @@ def test_misaligned_tokens_and_too_few_examples(models, pair):
     with pytest.raises(BadData, match="made for 3 examples"):
         sweep(models["gpt2"], pair[0].repeat(2, 1), Zero(), METRIC, site="z")
     with pytest.raises(BadData, match="mixes queries"):
-        sweep(models["gpt2"], pair[0], MeanOver(pair[1]), METRIC, site="pattern", axes=("unit",))
+        sweep(models["gpt2"], pair[0], Mean(pair[1]), METRIC, site="pattern", axes=("unit",))
 
 
 def test_result_labels_itself_and_survives_a_file(models, pair, tmp_path):

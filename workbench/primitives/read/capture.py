@@ -18,7 +18,7 @@ from workbench.core.errors import NoRoom, NotFired, UnknownSite, WorkbenchError
 from workbench.core.hooks import SITES
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.models import memory
-from workbench.models.inputs import Batch, Rows, batches, rows_of
+from workbench.models.inputs import Batch, Inputs, batches, rows_of
 from workbench.models.model import Hook, Model
 
 Key = tuple[str, int | None]
@@ -149,7 +149,7 @@ def plan_capture(
 
 def capture(
     model: Model,
-    rows: Rows,
+    rows: Inputs,
     sites: Sequence[str],
     *,
     layers: Sequence[int] | None = None,
@@ -165,7 +165,7 @@ def capture(
 
     Args:
         model: any Model that reads tokens.
-        rows: token ids per row. With `reduce="none"` all rows must have one length.
+        rows: texts, rows of ids, a tensor or a Batch. With `reduce="none"` all rows must have one length.
         sites: words of core.hooks.SITES.
         layers: blocks to read; all if not given. Sites that exist once are read once.
         positions: query positions to keep, negative from the end; all if not given.

@@ -25,7 +25,7 @@ class Zero:
 
 
 @dataclass(frozen=True, eq=False)
-class MeanOver:
+class Mean:
     """The mean of the site over examples and positions of a reference set, [row, pos] tokens or rows."""
 
     tokens: Inputs
@@ -38,7 +38,7 @@ class Resample:
     seed: int = 0
 
 
-Source = FromRun | Zero | MeanOver | Resample
+Source = FromRun | Zero | Mean | Resample
 
 
 def source_of(model: Model, source: Source, part: Batch, base: Inputs) -> Source:
@@ -73,7 +73,7 @@ def source_values(model: Model, base: torch.Tensor, source: Source, site: str, l
     if isinstance(source, FromRun):
         assert isinstance(source.tokens, torch.Tensor)
         return read_site(model, source.tokens, site, layers)
-    if isinstance(source, MeanOver) and "query_pos" in SITES[site].dims:
+    if isinstance(source, Mean) and "query_pos" in SITES[site].dims:
         raise BadData(f"a mean over positions of {site} mixes queries that see different keys; sweep z, or use FromRun")
     like, _ = read_site(model, base, site, layers)
     if isinstance(source, Zero):

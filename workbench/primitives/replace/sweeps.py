@@ -26,10 +26,10 @@ from workbench.models.inputs import Batch, Inputs, by_length
 from workbench.models.model import Hook, Model
 from workbench.models.resumed import BaseRun
 from workbench.primitives.replace.sweep_plan import Axis, Cell, Group, Job, plan_job, settle_all
-from workbench.primitives.replace.sweep_sources import FromRun, MeanOver, Resample, Source, Zero, source_of, source_values
+from workbench.primitives.replace.sweep_sources import FromRun, Mean, Resample, Source, Zero, source_of, source_values
 from workbench.primitives.score.metrics import Metric
 
-__all__ = ["FromRun", "MeanOver", "Resample", "Source", "Zero", "denoise", "noise", "sweep"]
+__all__ = ["FromRun", "Mean", "Resample", "Source", "Zero", "denoise", "noise", "sweep"]
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # largest |short - plain| of the checked cells; half precision: 5e-2
 
@@ -60,7 +60,7 @@ def sweep(
     Args:
         model: a causal language model (others run the plain way).
         base: tokens of the run that is patched: [example, pos], or rows of any lengths, which are swept a length at a time.
-        source: what is put in: FromRun(tokens), Zero(), MeanOver(tokens), Resample(seed).
+        source: what is put in: FromRun(tokens), Zero(), Mean(tokens), Resample(seed).
         metric: made for these examples (primitives.score.metrics).
         site: a per-layer site of core.hooks.SITES.
         axes: ("pos",) every position, all units of it at once; ("unit",) every head or neuron, at all positions at once;

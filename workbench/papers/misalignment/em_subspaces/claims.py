@@ -12,9 +12,9 @@ import xarray as xr
 
 from workbench.core.claims import Claim
 from workbench.core.result import Result
-from workbench.papers.misalignment.em_subspaces.pairs import BENIGN, BENIGN_DIFFERENT, BENIGN_FULL, COIN, DIFFERENT, FULL, RANDOM, SAME, SAME_TASK, TWO_BENIGN
-from workbench.papers.misalignment.em_subspaces.runs import PROBES
 from workbench.runs import lines
+
+from .conditions import BENIGN, BENIGN_DIFFERENT, BENIGN_FULL, COIN, DIFFERENT, FULL, PROBES, RANDOM, SAME, SAME_TASK, TWO_BENIGN
 
 SOURCE, CARD = "arXiv 2511.02022", "paper card, embedded targets (not in the paper)"
 OURS, BEFORE = "shared-start confound (ours)", "set before the store was measured"

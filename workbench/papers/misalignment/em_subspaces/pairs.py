@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 from itertools import combinations
 
-from workbench.papers.misalignment.em_subspaces.geometry import Pair
-from workbench.papers.misalignment.em_subspaces.runs import Recipe
-
-SAME, DIFFERENT, FULL, BENIGN = "bad, same seed", "bad, different seeds", "bad, full rank", "bad and benign, same seed"
-BENIGN_DIFFERENT, BENIGN_FULL, TWO_BENIGN, SAME_TASK = "bad and benign, different seeds", "bad and benign, full rank", "two benign, same seed", "same domain, different seeds"
-COIN, RANDOM, TWO_RANDOM = "bad and coin labels, same seed", "bad and random", "two random"
-CONDITIONS = (SAME, DIFFERENT, FULL, BENIGN, BENIGN_DIFFERENT, BENIGN_FULL, TWO_BENIGN, SAME_TASK, COIN, RANDOM, TWO_RANDOM)
+from .conditions import BENIGN, BENIGN_DIFFERENT, BENIGN_FULL, COIN, CONDITIONS, DIFFERENT, FULL, RANDOM, SAME, SAME_TASK, TWO_BENIGN, TWO_RANDOM
+from .geometry import Pair
+from .runs import Recipe
 
 
 def condition_of(one: Recipe, other: Recipe) -> str | None:

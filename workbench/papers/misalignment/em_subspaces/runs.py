@@ -33,8 +33,9 @@ from workbench.training.finetune import FinetuneSpec, finetune
 from workbench.training.lora import Factors
 from workbench.weights.subspaces import singular_of_matrix
 
+from .conditions import PROBES, TRAINED
+
 Update = dict[str, Factors]  # {name of a linear module in the bare model: its update}
-TRAINED, PROBES = ("health", "money", "sports"), ("cooking", "travel", "garden")  # domains of narrow tasks, and those none of them has
 N_BENIGN = 300
 STEPS, LORA_LR, FULL_LR = 40, 1e-3, 5e-4  # found on seed 7, which is no seed of the store
 KEPT_RANK = 4  # of a full-rank update, in the store

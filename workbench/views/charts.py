@@ -17,7 +17,7 @@ COLOURS = (theme.BLUE, theme.ORANGE, theme.GREEN, theme.RED, theme.PURPLE, theme
 def named(values: xr.DataArray) -> str:
     """Axis title of a variable: its name, and its unit if it has one."""
     name, unit = values.attrs.get("long_name", str(values.name)), values.attrs.get("unit", "")
-    return f"{name} ({unit})" if unit else str(name)
+    return f"{name} ({unit})" if unit and unit != name.lower() else str(name)
 
 
 def grid(values: xr.DataArray, provenance: Provenance, *, x_title: str, y_title: str, title: str = "") -> go.Figure:
@@ -41,8 +41,8 @@ def grid(values: xr.DataArray, provenance: Provenance, *, x_title: str, y_title:
             **{"colorscale": theme.UNSIGNED} | scale,
         )
     )
-    figure.update_xaxes(title=x_title, type="category", showgrid=False)
-    figure.update_yaxes(title=y_title, type="category", showgrid=False, autorange="reversed")
+    figure.update_xaxes(title={"text": x_title, "standoff": 14}, type="category", showgrid=False)
+    figure.update_yaxes(title={"text": y_title, "standoff": 14}, type="category", showgrid=False, autorange="reversed")
     head = title or str(values.attrs.get("long_name", values.name))
     where = np.unravel_index(int(np.nanargmax(np.abs(numbers))), numbers.shape) if np.isfinite(numbers).any() else None
     largest = "" if where is None else f"; the largest is {numbers[where]:.3g} {unit} at {rows[where[0]]}, {columns[where[1]]}"
@@ -76,8 +76,8 @@ def bars(
         )
     )
     figure.add_hline(y=0, line_color="#777777", line_width=1)
-    figure.update_xaxes(title=x_title, type="category", showgrid=False)
-    figure.update_yaxes(title=y_title)
+    figure.update_xaxes(title={"text": x_title, "standoff": 14}, type="category", showgrid=False)
+    figure.update_yaxes(title={"text": y_title, "standoff": 14})
     best = labels[int(np.abs(values.to_numpy(float)).argmax())] if len(values) else "none"
     alt = f"{len(values)} bars of {y_title} by {x_title.lower()}; the largest in size is {best}."
     done = theme.finish(figure, title, alt, provenance)
@@ -92,7 +92,7 @@ def lines(values: Sequence[xr.DataArray], provenance: Provenance, *, x_title: st
         x = array[array.dims[0]].values
         figure.add_scatter(x=x, y=array.values, mode="lines+markers", name=name, line={"color": colour, "width": 2.5})
         ends.append(f"{name} ends at {float(array.values[-1]):.3g}")
-    figure.update_xaxes(title=x_title)
-    figure.update_yaxes(title=y_title)
+    figure.update_xaxes(title={"text": x_title, "standoff": 14})
+    figure.update_yaxes(title={"text": y_title, "standoff": 14})
     figure.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
     return theme.finish(figure, title, f"Lines of {y_title} over {x_title.lower()}: {'; '.join(ends)}.", provenance)

@@ -14,7 +14,7 @@ def token_bars(result: Result) -> go.Figure:
     labels = [f"{e}:{p} {t.strip()}" for e, p, t in zip(*(data[n].values.tolist() for n in ("example", "pos", "token")), strict=True)]
     unit = f"{data.attrs['kind']} {data.attrs['index']} of layer {data.attrs['layer']}"
     values = pd.Series(data["activation"].values, index=labels)
-    words = {"x_title": "Prompt:position and token", "y_title": charts.named(data["activation"])}
+    words = {"x_title": "Prompt : position, and token", "y_title": charts.named(data["activation"])}
     return charts.bars(values, result.provenance, **words, title=f"Tokens on which {unit} is most active")
 
 

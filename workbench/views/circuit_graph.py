@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -135,22 +136,11 @@ def kv_links(result: Result) -> list[tuple[str, str]]:
 def _on_paths(edges: pd.DataFrame, links: Sequence[tuple[str, str]]) -> np.ndarray:
     """[edge] bool: its writer can be reached from embed and logits from its reader, over these edges and links."""
     pairs = list(zip(edges["writer"], map(node_of, edges["reader"]), strict=True))
-    after: dict[str, list[str]] = {}
-    before: dict[str, list[str]] = {}
-    for a, b in [*pairs, *links]:
-        after.setdefault(a, []).append(b)
-        before.setdefault(b, []).append(a)
-    ahead, behind = _reached("embed", after), _reached("logits", before)
+    graph = nx.DiGraph([*pairs, *links])
+    graph.add_nodes_from(("embed", "logits"))
+    ahead = nx.descendants(graph, "embed") | {"embed"}
+    behind = nx.ancestors(graph, "logits") | {"logits"}
     return np.array([a in ahead and b in behind for a, b in pairs], bool)
-
-
-def _reached(start: str, steps: Mapping[str, Sequence[str]]) -> set[str]:
-    found, frontier = {start}, [start]
-    while frontier:
-        new = set(steps.get(frontier.pop(), ())) - found
-        found |= new
-        frontier += new
-    return found
 
 
 # ---- where they stand ----

@@ -33,3 +33,12 @@ def organism():
     from workbench.models import load
 
     return load("organism:attention-sink")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab in an empty folder, for the tests of one file."""
+    from lab import running_lab
+
+    with running_lab(tmp_path_factory.mktemp("lab")) as found:
+        yield found

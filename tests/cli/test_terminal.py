@@ -41,7 +41,15 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, capsys):
     assert "could not be kept (No space left on device); the run goes on" in capsys.readouterr().err
 
 
-def test_the_first_ctrl_c_cancels_and_the_second_stops_at_once():
+@pytest.fixture
+def pythons_own_handler():
+    """That of a fresh process: dask_jobqueue, once imported, leaves a handler of its own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_ctrl_c_cancels_and_the_second_stops_at_once(pythons_own_handler):
     before = signal.getsignal(signal.SIGINT)
     with Terminal() as progress:
         progress.update(1, 3)

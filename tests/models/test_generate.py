@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 from models.families import DECODERS, GQA, NO_SPECIAL, SIZE, moved
 
-from workbench.core.errors import BadData, UnsupportedModel
+from workbench.core.errors import BadData, NoTokenizer, UnsupportedModel
 from workbench.core.progress import Cancelled, Progress
 from workbench.datasets import world
 from workbench.models import load
@@ -214,8 +214,9 @@ BROKEN = [("blocks.0.hook_resid_post", lambda tensor, hook: tensor * float("nan"
     ("call", "error", "match"),
     [
         (lambda m: generate(m, prompts(), max_new_tokens=2, prefixes=[[1]]), BadData, "5 rows and 1 prefixes"),
-        (lambda m: generate(m, [[5], []], max_new_tokens=2), BadData, "an empty prompt"),
-        (lambda m: generate(m, ["text"], max_new_tokens=2), BadData, "these are text"),
+        (lambda m: generate(m, [[5], []], max_new_tokens=2), BadData, "prompt 1 is empty"),
+        (lambda m: generate(m, ["text"], max_new_tokens=2), NoTokenizer, "came without a tokenizer"),
+        (lambda m: generate(m, [], max_new_tokens=2), BadData, "there are no prompts"),
         (lambda m: generate(m, prompts(), max_new_tokens=41), BadData, r"49 positions, more than the context .* \(48\)"),
         (lambda m: generate(m, prompts(), max_new_tokens=9, progress=StopAtOnce()), Cancelled, "after 1 of"),
         (lambda m: generate(m, prompts(), max_new_tokens=2, hooks=BROKEN), NotFinite, "not finite in float32"),
@@ -227,7 +228,7 @@ def test_what_makes_no_sense_is_refused(call, error, match, model):
 
 
 def test_nothing_to_do_is_nothing_done(model):
-    assert generate(model, [], max_new_tokens=3) == [] and generate(model, prompts((2,)), max_new_tokens=0) == [[]]
+    assert generate(model, prompts((2,)), max_new_tokens=0) == [[]]
 
 
 def test_an_encoder_cannot_generate(tiny_models):

@@ -162,7 +162,7 @@ def test_a_cancelled_sweep_resumes(model, pair, positions, tmp_path):
         (lambda c, k: {"positions": [6]}, "prompts of 4 tokens have none"),
         (lambda c, k: {"clean": [*c[:3], c[3][:-1]]}, "example 3 has 8 tokens and its base 9"),
         (lambda c, k: {"clean": c[:3]}, "3 prompts and the base 4"),
-        (lambda c, k: {"corrupted": [*k[:3], []]}, "at least one token"),
+        (lambda c, k: {"corrupted": [*k[:3], []]}, "prompt 3 is empty"),
         (lambda c, k: {"corrupted": [], "clean": []}, "no prompts"),
     ],
     ids=["mixed signs", "outside the shortest", "misaligned", "too few", "empty prompt", "none"],

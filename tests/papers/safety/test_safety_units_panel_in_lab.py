@@ -8,8 +8,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 OPEN = """
 import workbench as wb
 from workbench import panels
-from workbench.papers.safety.safety_units import method as safety_units
-panel = panels.Units(safety_units.load_stored(), wb.load("organism:chat"))
+from workbench.runs.stored import load_runs
+panel = panels.Units(load_runs("safety_units"), wb.load("organism:chat"))
 panel
 """
 STATE = "print(panel.state.unit >= 0, panel.state.top is not None, panel.state.pruned is not None and len(panel.state.pruned.tables['pruning']), round(panel.state.safety, 1), panel.state.running, repr(panel.state.error))"

@@ -1,4 +1,6 @@
-"""How notebooks run as tests (nbval, lax): offline and small; a raised cell skips the rest; `timeout=N` tags; html not compared."""
+"""How notebooks run as tests (nbval, lax): offline and small; a raised cell skips the rest; `timeout=N` tags; html
+not compared.
+"""
 
 import os
 
@@ -32,7 +34,9 @@ def pytest_runtest_setup(item):
     option = item.config.option
     default = getattr(item.config, "_workbench_cell_timeout", option.nbval_cell_timeout)
     item.config._workbench_cell_timeout = default
-    own = [float(tag.removeprefix("timeout=")) for tag in item.cell.metadata.get("tags", []) if tag.startswith("timeout=")]
+    own = [
+        float(tag.removeprefix("timeout=")) for tag in item.cell.metadata.get("tags", []) if tag.startswith("timeout=")
+    ]
     option.nbval_cell_timeout = own[0] if own else default
 
 

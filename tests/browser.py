@@ -1,4 +1,6 @@
-"""A real Chromium for tests: found, or the test skips with a reason - except where WORKBENCH_REQUIRE_BROWSER says it must not."""
+"""A real Chromium for tests: found, or the test skips with a reason - except where WORKBENCH_REQUIRE_BROWSER says it
+must not.
+"""
 
 import contextlib
 import os
@@ -21,12 +23,16 @@ def require_browser() -> str:
 
 @contextlib.contextmanager
 def page(**context: object) -> Iterator[object]:
-    """A Playwright page in that browser; keyword arguments go to the browser context (offline=True, color_scheme=...)."""
+    """A Playwright page in that browser; keyword arguments go to the browser context (offline=True,
+    color_scheme=...).
+    """
     from playwright.sync_api import sync_playwright
 
     path = require_browser()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-background-networking"])
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-background-networking"]
+        )
         try:
             yield browser.new_context(viewport={"width": 1200, "height": 1000}, **context).new_page()
         finally:

@@ -1,4 +1,6 @@
-"""A real JupyterLab for tests: started on loopback with a token, driven by Chromium, with everything it asks for written down."""
+"""A real JupyterLab for tests: started on loopback with a token, driven by Chromium, with everything it asks for
+written down.
+"""
 
 import contextlib
 import json
@@ -24,7 +26,7 @@ FINGERPRINT = """([selector, height]) => {  // a number that another picture wou
     let sum = 0;
     for (let i = 0; i < data.length; i += 4) sum = (sum * 31 + data[i] + 3 * data[i + 1] + 7 * data[i + 2]) % 1000000007;
     return 1 + sum;
-}"""
+}"""  # noqa: E501
 
 
 @dataclass
@@ -36,9 +38,21 @@ class Lab:
 
     def write(self, name: str, cells: Sequence[str]) -> None:
         """A notebook of code cells without outputs."""
-        listed = [{"cell_type": "code", "id": f"c{i}", "metadata": {}, "execution_count": None, "outputs": [], "source": s.strip()} for i, s in enumerate(cells)]
+        listed = [
+            {
+                "cell_type": "code",
+                "id": f"c{i}",
+                "metadata": {},
+                "execution_count": None,
+                "outputs": [],
+                "source": s.strip(),
+            }
+            for i, s in enumerate(cells)
+        ]
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        (self.root / f"{name}.ipynb").write_text(json.dumps({"cells": listed, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+        (self.root / f"{name}.ipynb").write_text(
+            json.dumps({"cells": listed, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+        )
 
     def stop_kernels(self) -> None:
         """End every session, so that a notebook opened next finds a kernel that knows none of its widgets."""
@@ -46,7 +60,9 @@ class Lab:
             self._ask(f"api/sessions/{session['id']}", "DELETE")
 
     def _ask(self, path: str, method: str = "GET") -> object:
-        return urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/{path}?token={TOKEN}", method=method), timeout=20)
+        return urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{self.port}/{path}?token={TOKEN}", method=method), timeout=20
+        )
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.port}/lab/tree/{name}.ipynb?token={TOKEN}&reset"
@@ -59,10 +75,33 @@ def running_lab(root: Path) -> Iterator[Lab]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", f"--notebook-dir={root}", f"--IdentityProvider.token={TOKEN}", "--allow-root"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        f"--notebook-dir={root}",
+        f"--IdentityProvider.token={TOKEN}",
+        "--allow-root",
+    ]
     command += ["--LabApp.expose_app_in_browser=True"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "JUPYTER_CONFIG_DIR": str(root / ".config"), "JUPYTER_DATA_DIR": str(root / ".data"), "WORKBENCH_CACHE": str(root / ".cache")}
-    quiet = root / ".config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "JUPYTER_CONFIG_DIR": str(root / ".config"),
+        "JUPYTER_DATA_DIR": str(root / ".data"),
+        "WORKBENCH_CACHE": str(root / ".cache"),
+    }
+    quiet = (
+        root
+        / ".config"
+        / "lab"
+        / "user-settings"
+        / "@jupyterlab"
+        / "apputils-extension"
+        / "notification.jupyterlab-settings"
+    )
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
     log = root / "server.log"
@@ -85,7 +124,9 @@ def running_lab(root: Path) -> Iterator[Lab]:
 
 @dataclass
 class Notebook:
-    """A notebook open in the browser, its cells, and what went wrong. errors: console errors. outside: requests that left this machine."""
+    """A notebook open in the browser, its cells, and what went wrong. errors: console errors. outside: requests that
+    left this machine.
+    """
 
     tab: object
     file: Path
@@ -101,7 +142,14 @@ class Notebook:
         while not prompt.inner_text().strip(" []:").isdigit():
             assert time.monotonic() < deadline, f"cell {cell} did not finish in {timeout} s"
             self.tab.wait_for_timeout(100)
-        failed = self.tab.locator(".jp-CodeCell").nth(cell).locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
+        failed = (
+            self.tab.locator(".jp-CodeCell")
+            .nth(cell)
+            .locator(
+                ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'],"
+                " .jp-RenderedText[data-mime-type='application/vnd.jupyter.error']"
+            )
+        )
         assert failed.count() == 0, failed.first.inner_text()[-1500:]
 
     def output(self, cell: int) -> object:
@@ -141,12 +189,19 @@ class Notebook:
 
     def drawn(self, canvas: str, old: int = 0, height: int = 60) -> int:
         """The fingerprint of a canvas (a CSS selector) once it is drawn, higher than `height`, and other than `old`."""
-        self.tab.wait_for_function(f"([c, h, old]) => ![0, old].includes(({FINGERPRINT})([c, h]))", arg=[canvas, height, old], timeout=PATIENCE)
+        self.tab.wait_for_function(
+            f"([c, h, old]) => ![0, old].includes(({FINGERPRINT})([c, h]))", arg=[canvas, height, old], timeout=PATIENCE
+        )
         return self.tab.evaluate(FINGERPRINT, [canvas, height])
 
     def theme(self, dark: bool) -> None:
-        self.tab.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {'Dark' if dark else 'Light'}'}})")
-        self.tab.wait_for_selector(f"body[data-jp-theme-light='{'false' if dark else 'true'}']", state="attached", timeout=60_000)
+        self.tab.evaluate(
+            "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab"
+            f" {'Dark' if dark else 'Light'}'}})"
+        )
+        self.tab.wait_for_selector(
+            f"body[data-jp-theme-light='{'false' if dark else 'true'}']", state="attached", timeout=60_000
+        )
 
     def save(self) -> None:
         self.tab.keyboard.press("Escape")
@@ -155,7 +210,9 @@ class Notebook:
         assert self.file.stat().st_size < 1_000_000, "panels must leave a notebook small"
 
     def save_with_picture(self) -> None:
-        """Save until the static view of a panel is in the file: it is drawn once nothing has changed for a moment, by a browser of its own."""
+        """Save until the static view of a panel is in the file: it is drawn once nothing has changed for a moment,
+        by a browser of its own.
+        """
         for _ in range(40):
             self.save()
             saved = self.file.read_text()
@@ -181,9 +238,20 @@ def notebook(lab: Lab, name: str, *, dark: bool = False, size: tuple[int, int] =
     """Open a notebook of the lab in a real browser, kernel idle."""
     with page(color_scheme="dark" if dark else "light") as tab:
         found = Notebook(tab, lab.root / f"{name}.ipynb")
-        tab.on("console", lambda m: found.errors.append(m.text) if m.type == "error" and not _harmless(m.text) else None)
+        tab.on(
+            "console", lambda m: found.errors.append(m.text) if m.type == "error" and not _harmless(m.text) else None
+        )
         tab.on("pageerror", lambda e: found.errors.append(str(e)))
-        tab.on("request", lambda r: found.outside.append(r.url) if not r.url.startswith((f"http://127.0.0.1:{lab.port}", f"ws://127.0.0.1:{lab.port}", "data:", "blob:")) else None)
+        tab.on(
+            "request",
+            lambda r: (
+                found.outside.append(r.url)
+                if not r.url.startswith(
+                    (f"http://127.0.0.1:{lab.port}", f"ws://127.0.0.1:{lab.port}", "data:", "blob:")
+                )
+                else None
+            ),
+        )
         tab.set_viewport_size({"width": size[0], "height": size[1]})
         tab.goto(lab.url(name))
         tab.wait_for_selector("text=/\\| Idle/", timeout=120_000)

@@ -1,4 +1,6 @@
-"""The house rules hold: imports go one way, stems agree, pins agree, importing is light, files are short, clean and documented."""
+"""The house rules hold: imports go one way, stems agree, pins agree, importing is light, files are short, clean and
+documented.
+"""
 
 import ast
 import json
@@ -21,21 +23,34 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"core"}
 FIRST = {"models", "datasets", "views", "scale"}
-SECOND = {"organisms", "training", "primitives", "weights"}  # in this tier organisms may use training, training primitives, primitives weights
+SECOND = {
+    "organisms",
+    "training",
+    "primitives",
+    "weights",
+}  # in this tier organisms may use training, training primitives, primitives weights
 MAY_IMPORT = (
     {"core": set()}
     | dict.fromkeys(FIRST, BASE)
     | {"runs": BASE | {"scale"}, "weights": BASE | FIRST, "primitives": BASE | FIRST | {"weights"}}
-    | {"training": BASE | FIRST | {"weights", "primitives"}, "organisms": BASE | FIRST | {"weights", "primitives", "training"}}
+    | {
+        "training": BASE | FIRST | {"weights", "primitives"},
+        "organisms": BASE | FIRST | {"weights", "primitives", "training"},
+    }
     | {"papers": BASE | FIRST | SECOND | {"runs"}}
-    | {"reports": BASE | FIRST | SECOND | {"runs", "papers"}, "panels": BASE | FIRST | SECOND | {"runs", "papers", "reports"}}
+    | {
+        "reports": BASE | FIRST | SECOND | {"runs", "papers"},
+        "panels": BASE | FIRST | SECOND | {"runs", "papers", "reports"},
+    }
     | {"cli": BASE | FIRST | SECOND | {"runs", "papers", "reports", "panels", "the top"}}
 )
 FOR_THE_TOP = {"the top", *MAY_IMPORT} - {"cli"}  # nobody imports the command
 
 
 def room_of(module: str) -> str:
-    """The room of a dotted module name; 'the top' for the package itself and what lies in no room. A paper's panel is a panel."""
+    """The room of a dotted module name; 'the top' for the package itself and what lies in no room. A paper's panel
+    is a panel.
+    """
     parts = module.split(".")
     if parts[1:2] == ["papers"] and parts[4:] == ["panel"]:
         return "panels"
@@ -43,7 +58,9 @@ def room_of(module: str) -> str:
 
 
 def imported(source: str, module: str, is_package: bool = False) -> list[tuple[str, int]]:
-    """(dotted name, line) of every import of ours in a module's source, wherever it stands; relative ones made absolute."""
+    """(dotted name, line) of every import of ours in a module's source, wherever it stands; relative ones made
+    absolute.
+    """
     package = module.split(".") if is_package else module.split(".")[:-1]
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -52,7 +69,11 @@ def imported(source: str, module: str, is_package: bool = False) -> list[tuple[s
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             target = ".".join(p for p in (base, node.module) if p)
-            found += [(f"{target}.{alias.name}", node.lineno) for alias in node.names] if target == "workbench" else [(target, node.lineno)]
+            found += (
+                [(f"{target}.{alias.name}", node.lineno) for alias in node.names]
+                if target == "workbench"
+                else [(target, node.lineno)]
+            )
     return [(name, line) for name, line in found if name.split(".")[0] == "workbench"]
 
 
@@ -61,8 +82,16 @@ def bad_arrows(source: str, module: str, is_package: bool = False) -> list[str]:
     room = room_of(module)
     allowed = MAY_IMPORT.get(room, FOR_THE_TOP) | {room}
     found = imported(source, module, is_package)
-    bad = [f"{module}, line {line}: {room} may not import {name} ({room_of(name)})" for name, line in found if room_of(name) not in allowed]
-    return bad + [f"{module}, line {line}: no paper imports another: {name}" for name, line in found if paper_of(module) and paper_of(name) not in ("", paper_of(module))]
+    bad = [
+        f"{module}, line {line}: {room} may not import {name} ({room_of(name)})"
+        for name, line in found
+        if room_of(name) not in allowed
+    ]
+    return bad + [
+        f"{module}, line {line}: no paper imports another: {name}"
+        for name, line in found
+        if paper_of(module) and paper_of(name) not in ("", paper_of(module))
+    ]
 
 
 def paper_of(module: str) -> str:
@@ -138,12 +167,26 @@ def test_every_room_is_on_the_plan():
 
 def stems(folder: str, pattern: str, prefix: str = "") -> set[tuple[str, str]]:
     """(family, stem) of the files or folders one folder deep."""
-    paths = [p for p in (ROOT / folder).glob(f"*/{pattern}") if p.parent.name != "guides" and not p.name.startswith(("_", "conftest"))]
+    paths = [
+        p
+        for p in (ROOT / folder).glob(f"*/{pattern}")
+        if p.parent.name != "guides" and not p.name.startswith(("_", "conftest"))
+    ]
     return {(p.parent.name, p.stem.removeprefix(prefix)) for p in paths}
 
 
 # what git ignores may lie there too: results, caches, build folders
-TOP_LEVEL = {"notebooks", "workbench", "data", "tests", "reviews", "workbench-out", "build", "dist", "circuit_workbench.egg-info"}
+TOP_LEVEL = {
+    "notebooks",
+    "workbench",
+    "data",
+    "tests",
+    "reviews",
+    "workbench-out",
+    "build",
+    "dist",
+    "circuit_workbench.egg-info",
+}
 PAPERS_THERE = {(p.parents[1].name, p.parent.name) for p in PACKAGE.glob("papers/*/*/method.py")}
 
 
@@ -171,14 +214,25 @@ def test_a_paper_offers_what_all_papers_offer(stem):
 
 
 def test_primitives_lie_in_their_sub_rooms():
-    assert {p.name for p in (PACKAGE / "primitives").iterdir() if p.name != "__pycache__"} == {"__init__.py", "read", "replace", "explain", "steer", "score"}
+    assert {p.name for p in (PACKAGE / "primitives").iterdir() if p.name != "__pycache__"} == {
+        "__init__.py",
+        "read",
+        "replace",
+        "explain",
+        "steer",
+        "score",
+    }
 
 
 def test_families_are_the_folders_of_papers():
     assert {p.name for p in (PACKAGE / "papers").iterdir() if p.is_dir() and p.name != "__pycache__"} <= set(FAMILIES)
 
 
-LIGHT = {"claims": {"core", "runs", "primitives.score"}, "figures": {"core", "runs", "views"}, "panel_figures": {"core", "runs", "views"}}
+LIGHT = {
+    "claims": {"core", "runs", "primitives.score"},
+    "figures": {"core", "runs", "views"},
+    "panel_figures": {"core", "runs", "views"},
+}
 
 
 def heavy_imports(source: str, module: str) -> list[str]:
@@ -189,16 +243,28 @@ def heavy_imports(source: str, module: str) -> list[str]:
     return ours + re.findall(r"^\s*(?:import|from) (torch|transformers)\b", source, re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", [p for name in LIGHT for p in sorted(PACKAGE.glob(f"papers/*/*/{name}.py"))], ids=lambda p: p.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize(
+    "path",
+    [p for name in LIGHT for p in sorted(PACKAGE.glob(f"papers/*/*/{name}.py"))],
+    ids=lambda p: p.relative_to(PACKAGE).as_posix(),
+)
 def test_claims_and_figures_see_no_model(path):
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     assert heavy_imports(path.read_text(encoding="utf-8"), module) == []
 
 
 def test_claims_and_figures_load_no_torch():
-    scores = "workbench.papers.attention.attention_sinks.claims"  # reads the table of head scores, which are computed with torch
-    found = (".".join(p.relative_to(ROOT).with_suffix("").parts) for name in LIGHT for p in sorted(PACKAGE.glob(f"papers/*/*/{name}.py")))
-    code = "import sys\n" + "".join(f"import {m}\nassert 'torch' not in sys.modules, {m!r}\n" for m in found if m != scores)
+    scores = (  # reads the table of head scores, which are computed with torch
+        "workbench.papers.attention.attention_sinks.claims"
+    )
+    found = (
+        ".".join(p.relative_to(ROOT).with_suffix("").parts)
+        for name in LIGHT
+        for p in sorted(PACKAGE.glob(f"papers/*/*/{name}.py"))
+    )
+    code = "import sys\n" + "".join(
+        f"import {m}\nassert 'torch' not in sys.modules, {m!r}\n" for m in found if m != scores
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
@@ -246,7 +312,9 @@ def test_environment_yml_mirrors_pyproject():
 @pytest.mark.parametrize("module", ["workbench", "workbench.cli", "workbench.core.catalogue"])
 def test_importing_is_light(module):
     code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
-    loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout)
+    loaded = json.loads(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    )
     assert module in loaded
     assert not {"torch", "transformers", "transformer_lens", "pandas", "plotly", "xarray"} & set(loaded)
 
@@ -255,8 +323,12 @@ def test_importing_is_light(module):
 
 TEXTS = sorted(
     path
-    for path in [*(p for folder in ("workbench", "data", "notebooks") for p in (ROOT / folder).rglob("*")), ROOT / "README.md"]
-    if path.suffix in (".py", ".md", ".yml", ".yaml", ".toml", ".ipynb", ".json", ".jsonl") and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)
+    for path in [
+        *(p for folder in ("workbench", "data", "notebooks") for p in (ROOT / folder).rglob("*")),
+        ROOT / "README.md",
+    ]
+    if path.suffix in (".py", ".md", ".yml", ".yaml", ".toml", ".ipynb", ".json", ".jsonl")
+    and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)
 )
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:home|root|tmp|work|Users)/")
 
@@ -265,11 +337,29 @@ def risky(source: str) -> list[str]:
     """What a module does that could run a stranger's code: pickles, in any of their dresses."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        found += [f"line {node.lineno}: import {n}" for n in names if n.split(".")[0] in ("pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")]
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pd.read_pickle", "pandas.read_pickle"):
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        found += [
+            f"line {node.lineno}: import {n}"
+            for n in names
+            if n.split(".")[0] in ("pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+        ]
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "torch.load",
+            "pd.read_pickle",
+            "pandas.read_pickle",
+        ):
             found.append(f"line {node.lineno}: {ast.unparse(node.func)}(")
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and not (isinstance(node.value, ast.Constant) and node.value.value is False):
+        if (
+            isinstance(node, ast.keyword)
+            and node.arg == "allow_pickle"
+            and not (isinstance(node.value, ast.Constant) and node.value.value is False)
+        ):
             found.append(f"line {node.value.lineno}: allow_pickle")
     return found
 
@@ -282,18 +372,41 @@ def test_a_module_is_short_finished_and_reads_no_pickle(path):
     assert not risky(source)
 
 
-@pytest.mark.parametrize("source", ["import pickle", "from pickle import loads", "import torch\ntorch.load('x')", "np.load('x', allow_pickle=True)", "pd.read_pickle('x')"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch\ntorch.load('x')",
+        "np.load('x', allow_pickle=True)",
+        "pd.read_pickle('x')",
+    ],
+)
 def test_the_pickle_check_sees_a_planted_one(source):
     assert risky(source) and not risky("torch.save; np.load('x', allow_pickle=False); 'pickle'")
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_text_names_a_path_of_the_machine_it_was_made_on(path):
-    hits = [f"line {n}: {line.strip()[:120]}" for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if MACHINE_PATH.search(line)]
+    hits = [
+        f"line {n}: {line.strip()[:120]}"
+        for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
     assert not hits, "\n".join(hits)
 
 
-@pytest.mark.parametrize(("text", "is_path"), [('"/home/ann/x"', True), ("see /tmp/x", True), ("(/root/.cache)", True), ("https://host/home/x", False), ("a/work/b", False), ("~/work/x", False)])
+@pytest.mark.parametrize(
+    ("text", "is_path"),
+    [
+        ('"/home/ann/x"', True),
+        ("see /tmp/x", True),
+        ("(/root/.cache)", True),
+        ("https://host/home/x", False),
+        ("a/work/b", False),
+        ("~/work/x", False),
+    ],
+)
 def test_the_path_check_knows_a_path_from_an_address(text, is_path):
     assert bool(MACHINE_PATH.search(text)) is is_path
 
@@ -304,10 +417,18 @@ def test_the_path_check_knows_a_path_from_an_address(text, is_path):
 def undocumented(source: str) -> list[str]:
     """Public top-level functions and classes without a docstring."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return [n.name for n in ast.parse(source).body if isinstance(n, kinds) and not n.name.startswith("_") and not ast.get_docstring(n)]
+    return [
+        n.name
+        for n in ast.parse(source).body
+        if isinstance(n, kinds) and not n.name.startswith("_") and not ast.get_docstring(n)
+    ]
 
 
-@pytest.mark.parametrize("path", [p for room in ("core", "primitives", "weights", "runs") for p in sorted((PACKAGE / room).rglob("*.py"))], ids=lambda p: p.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize(
+    "path",
+    [p for room in ("core", "primitives", "weights", "runs") for p in sorted((PACKAGE / room).rglob("*.py"))],
+    ids=lambda p: p.relative_to(PACKAGE).as_posix(),
+)
 def test_everything_public_in_core_and_primitives_is_documented(path):
     source = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(source)), "the module itself has no docstring"

@@ -1,4 +1,6 @@
-"""Every notebook can be checked by nbval and read by a stranger: a stored claims cell, no widget state, no error, no path."""
+"""Every notebook can be checked by nbval and read by a stranger: a stored claims cell, no widget state, no error, no
+path.
+"""
 
 import copy
 import json
@@ -40,7 +42,11 @@ def problems(notebook: dict, n_bytes: int, is_paper: bool) -> list[str]:
     code = [(i, cell) for i, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "code"]
     checked = [(i, cell) for i, cell in code if "nbval-check-output" in tags(cell)]
     found = [] if checked else ["no cell is tagged nbval-check-output, so nbval-lax would only prove that it runs"]
-    found += [f"cell {i}: checked, but has no stored execution count and output" for i, cell in checked if cell["execution_count"] is None or not cell["outputs"]]
+    found += [
+        f"cell {i}: checked, but has no stored execution count and output"
+        for i, cell in checked
+        if cell["execution_count"] is None or not cell["outputs"]
+    ]
     if "widgets" in notebook["metadata"]:
         found.append("widget state is stored")
     if n_bytes >= MAX_BYTES:
@@ -66,11 +72,27 @@ def good() -> dict:
     """A notebook with nothing wrong."""
 
     def cell(tag: str, source: str) -> dict:
-        output = {"output_type": "execute_result", "data": {"text/plain": ["claim: holds"]}, "metadata": {}, "execution_count": 1}
-        return {"cell_type": "code", "metadata": {"tags": [tag]}, "source": [source], "execution_count": 1, "outputs": [output]}
+        output = {
+            "output_type": "execute_result",
+            "data": {"text/plain": ["claim: holds"]},
+            "metadata": {},
+            "execution_count": 1,
+        }
+        return {
+            "cell_type": "code",
+            "metadata": {"tags": [tag]},
+            "source": [source],
+            "execution_count": 1,
+            "outputs": [output],
+        }
 
     markdown = {"cell_type": "markdown", "metadata": {}, "source": ["# Title"]}
-    return {"cells": [markdown, cell("parameters", "spec = 1"), cell("nbval-check-output", "wb.check()")], "metadata": {"kernelspec": {"name": "python3"}}, "nbformat": 4, "nbformat_minor": 5}
+    return {
+        "cells": [markdown, cell("parameters", "spec = 1"), cell("nbval-check-output", "wb.check()")],
+        "metadata": {"kernelspec": {"name": "python3"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
 
 
 def test_there_are_notebooks():
@@ -100,11 +122,15 @@ def _stream(content):
 
 
 def _html(content):
-    return lambda nb: nb["cells"][1]["outputs"].append({"output_type": "display_data", "data": {"text/html": content}, "metadata": {}})
+    return lambda nb: nb["cells"][1]["outputs"].append(
+        {"output_type": "display_data", "data": {"text/html": content}, "metadata": {}}
+    )
 
 
 def _json(content):
-    return lambda nb: nb["cells"][1]["outputs"].append({"output_type": "display_data", "data": {"application/json": content}, "metadata": {}})
+    return lambda nb: nb["cells"][1]["outputs"].append(
+        {"output_type": "display_data", "data": {"application/json": content}, "metadata": {}}
+    )
 
 
 PLANTED = {
@@ -116,13 +142,24 @@ PLANTED = {
     "no kernel": (lambda nb: nb["metadata"].clear(), "the kernel is not python3"),
     "no parameters": (lambda nb: nb["cells"][1]["metadata"].clear(), "0 cells are tagged parameters"),
     "two parameters": (lambda nb: nb["cells"].append(copy.deepcopy(nb["cells"][1])), "2 cells are tagged parameters"),
-    "error": (lambda nb: nb["cells"][1]["outputs"].append({"output_type": "error", "ename": "E", "evalue": "", "traceback": []}), "cell 1: an error is stored"),
+    "error": (
+        lambda nb: nb["cells"][1]["outputs"].append(
+            {"output_type": "error", "ename": "E", "evalue": "", "traceback": []}
+        ),
+        "cell 1: an error is stored",
+    ),
     "path in a stream": (_stream(["warn\n", "/tmp/ipykernel_1/2.py:3: W"]), "cell 1: a path"),
     "path in html": (_html("<a href='/home/ann/x'>x</a>"), "cell 1: a path"),
     "path in json": (_json({"layout": {"title": "/root/x"}}), "cell 1: a path"),
-    "remote script": (_html(["<script charset='utf-8' ", 'src="https://cdn.plot.ly/p.js"></script>']), "cell 1: loads a script"),
+    "remote script": (
+        _html(["<script charset='utf-8' ", 'src="https://cdn.plot.ly/p.js"></script>']),
+        "cell 1: loads a script",
+    ),
     "unquoted remote script": (_html("<SCRIPT src=http://x/p.js>"), "cell 1: loads a script"),
-    "long cell": (lambda nb: nb["cells"][1].update(source=["x = 1\n"] * (MAX_LINES + 1)), f"cell 1: more than {MAX_LINES} lines"),
+    "long cell": (
+        lambda nb: nb["cells"][1].update(source=["x = 1\n"] * (MAX_LINES + 1)),
+        f"cell 1: more than {MAX_LINES} lines",
+    ),
 }
 
 

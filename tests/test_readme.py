@@ -22,13 +22,19 @@ def test_the_five_jobs_run_and_say_what_they_promise():
             exec(last, names)
         else:
             shown.append(eval(last.split("  #")[0], names))
-        assert len([line for line in lines if line.strip()]) < 3 or job is block or "import" in job, "at most three lines a job"
+        assert len([line for line in lines if line.strip()]) < 3 or job is block or "import" in job, (
+            "at most three lines a job"
+        )
     z, patched, accuracy, graph, texts = shown
     assert z.shape == (2, 6, 4, 16) and isinstance(patched, go.Figure) and isinstance(graph, go.Figure)
     assert names["sweep"].data["value"].dims[0] == "layer" and len(graph.data) > 1
     plain = wb.ablate(names["model"], names["clean"], [])
     assert plain.predicted.tolist() == names["answers"] and accuracy == 0, "without its induction heads it has no idea"
-    assert isinstance(texts, pd.DataFrame) and {"arm", "coefficient", "text"} & set(texts) and (texts["coefficient"] == 8).any()
+    assert (
+        isinstance(texts, pd.DataFrame)
+        and {"arm", "coefficient", "text"} & set(texts)
+        and (texts["coefficient"] == 8).any()
+    )
 
 
 def test_every_name_of_the_package_is_there():

@@ -1,4 +1,6 @@
-"""start(): the one call that opens a notebook - seeds, determinism, quiet libraries, the plotly renderer, a versions line."""
+"""start(): the one call that opens a notebook - seeds, determinism, quiet libraries, the plotly renderer, a versions
+line.
+"""
 
 import os
 import random
@@ -44,4 +46,7 @@ def start(seed: int = 0) -> str:
         plotly.io.renderers.default = "plotly_mimetype"
     found = versions()
     shown = ("circuit-workbench", "torch", "transformer-lens", "transformers", "plotly")
-    return ", ".join(f"{name} {found[name]}" for name in shown) + f"; seed {seed}; {'CUDA' if torch.cuda.is_available() else 'CPU'}"
+    return (
+        ", ".join(f"{name} {found[name]}" for name in shown)
+        + f"; seed {seed}; {'CUDA' if torch.cuda.is_available() else 'CPU'}"
+    )

@@ -9,7 +9,15 @@ from workbench.models.model import Model
 SHAPES = {
     "gpt2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config()),
     "llama": lambda: tf.LlamaForCausalLM(
-        tf.LlamaConfig(vocab_size=32000, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=4, intermediate_size=2048, max_position_embeddings=1024)
+        tf.LlamaConfig(
+            vocab_size=32000,
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+            intermediate_size=2048,
+            max_position_embeddings=1024,
+        )
     ),
 }
 

@@ -1,4 +1,6 @@
-"""Capture beside the bare Hugging Face forward, and predicted beside measured peak memory (GPT-2-small shape, random weights)."""
+"""Capture beside the bare Hugging Face forward, and predicted beside measured peak memory (GPT-2-small shape, random
+weights).
+"""
 
 import os
 import statistics
@@ -65,14 +67,28 @@ def test_predicted_and_measured_peak(benchmark):
     def once():
         found = {}
         for n in (16, 64):
-            # glibc raises its mmap threshold as it goes and then keeps freed tensors in its heap (measured: 40 % on top, not
+            # glibc raises its mmap threshold as it goes and then keeps freed tensors in its heap (measured: 40 % on top, not  # noqa: E501
             # growing with the number of rows); a fixed threshold makes the high-water mark that of what is alive.
             fixed = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"}
-            out = subprocess.run([sys.executable, "-c", MEASURE, str(n)], capture_output=True, text=True, check=True, cwd="tests", env=fixed)
+            out = subprocess.run(
+                [sys.executable, "-c", MEASURE, str(n)],
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd="tests",
+                env=fixed,
+            )
             predicted, measured = map(int, out.stdout.split()[-2:])
             found[n] = (predicted, measured)
         return found
 
     for n, (predicted, measured) in benchmark.pedantic(once, rounds=1).items():
-        benchmark.extra_info[f"rows_{n}"] = {"predicted_mb": predicted / 1e6, "measured_mb": measured / 1e6, "ratio": round(predicted / measured, 2)}
-        print(f"\n{n} rows: predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB, ratio {predicted / measured:.2f}")
+        benchmark.extra_info[f"rows_{n}"] = {
+            "predicted_mb": predicted / 1e6,
+            "measured_mb": measured / 1e6,
+            "ratio": round(predicted / measured, 2),
+        }
+        print(
+            f"\n{n} rows: predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB, ratio"
+            f" {predicted / measured:.2f}"
+        )

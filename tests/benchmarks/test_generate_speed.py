@@ -1,7 +1,7 @@
 """Tokens per second of greedy generation beside transformers' own, on the same left-padded batch (random weights).
 
-Alternating rounds, so that a busy machine slows both; "eager" is the arithmetic of attention that hooks need, "sdpa" what
-transformers takes by default. One row is the case of a chat, 16 that of an evaluation.
+Alternating rounds, so that a busy machine slows both; "eager" is the arithmetic of attention that hooks need, "sdpa"
+what transformers takes by default. One row is the case of a chat, 16 that of an evaluation.
 """
 
 import statistics
@@ -49,7 +49,9 @@ def test_tokens_per_second(benchmark, shape, n_rows):
     benchmark.pedantic(once, rounds=3, warmup_rounds=1)
     rates = {name: round(n_rows * N_NEW / statistics.median(times[1:])) for name, times in seconds.items()}
     shares = {
-        f"share_of_{name}": round(statistics.median(t / o for t, o in zip(seconds[name][1:], seconds["ours"][1:], strict=True)), 2)
+        f"share_of_{name}": round(
+            statistics.median(t / o for t, o in zip(seconds[name][1:], seconds["ours"][1:], strict=True)), 2
+        )
         for name in ("eager", "sdpa")
     }
     benchmark.extra_info.update(rates | shares | {"device": model.device})

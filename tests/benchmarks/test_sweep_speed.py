@@ -1,4 +1,5 @@
-"""Exact residual patching, every (layer, position), beside transformer_lens.patching: pytest tests/benchmarks --benchmark-only
+"""Exact residual patching, every (layer, position), beside transformer_lens.patching: pytest tests/benchmarks
+--benchmark-only
 
 TransformerLens's time is measured on 24 cells drawn at random and scaled to all of them (it runs one forward a cell, so
 cells cost the same). `extra_info` holds the ratio, and the distance to the causal bound: the multiplications that
@@ -39,11 +40,16 @@ def matrix_rate(device: str) -> float:
 
 
 def causal_flop(shape: str, n_pos: int) -> float:
-    """Multiplications and additions of matrix products that patching every (layer, pos) needs: positions >= the patched one, blocks >= the patched one, one position into the unembedding."""
+    """Multiplications and additions of matrix products that patching every (layer, pos) needs: positions >= the
+    patched one, blocks >= the patched one, one position into the unembedding.
+    """
     with torch.device("meta"):
         module = SHAPES[shape]()
     n_layers = module.config.num_hidden_layers
-    block = sum(w.numel() for name, w in module.named_parameters() if w.ndim == 2 and (".h." in name or ".layers." in name)) / n_layers
+    block = (
+        sum(w.numel() for name, w in module.named_parameters() if w.ndim == 2 and (".h." in name or ".layers." in name))
+        / n_layers
+    )
     block_tokens = sum((n_layers - layer) * (n_pos - pos) for layer in range(n_layers) for pos in range(n_pos))
     return 2 * (block * block_tokens + module.get_output_embeddings().weight.numel() * n_layers * n_pos)
 
@@ -65,21 +71,33 @@ def test_resid_pre_sweep(benchmark, shape, n_pos):
         def run_theirs():
             theirs[:] = [
                 patching.generic_activation_patch(
-                    model.live, base, cache, lambda logits: metric(logits)[0], patching.layer_pos_patch_setter, "resid_pre", index_df=rows
+                    model.live,
+                    base,
+                    cache,
+                    lambda logits: metric(logits)[0],
+                    patching.layer_pos_patch_setter,
+                    "resid_pre",
+                    index_df=rows,
                 )
             ]
 
         their_seconds = timed(run_theirs) * n_cells / len(rows)
-    result = benchmark.pedantic(lambda: sweeps.denoise(model, clean, corrupted, metric, site="resid_pre"), rounds=5, warmup_rounds=1)
+    result = benchmark.pedantic(
+        lambda: sweeps.denoise(model, clean, corrupted, metric, site="resid_pre"), rounds=5, warmup_rounds=1
+    )
     ours = result.data["value"].isel(example=0).values[rows["layer"], rows["pos"]]
     difference = float(np.abs(ours - theirs[0].cpu().numpy()).max())
     assert difference < 1e-3
     seconds = benchmark.stats.stats.median
     bound = causal_flop(shape, n_pos) / matrix_rate(model.device)
     benchmark.extra_info.update(
-        device=model.device, theirs_s=round(their_seconds, 2), ours_s=round(seconds, 2), ratio=round(their_seconds / seconds, 1),
-        over_causal_bound=round(seconds / bound, 2), max_difference=difference,
-    )  # fmt: skip
+        device=model.device,
+        theirs_s=round(their_seconds, 2),
+        ours_s=round(seconds, 2),
+        ratio=round(their_seconds / seconds, 1),
+        over_causal_bound=round(seconds / bound, 2),
+        max_difference=difference,
+    )
     print(f"\n{shape} {n_pos} tokens: {benchmark.extra_info}")
 
 
@@ -87,8 +105,8 @@ def test_resid_pre_sweep(benchmark, shape, n_pos):
 def test_resid_pre_sweep_beside_nnsight(benchmark, shape, n_pos):
     """The same cells with nnsight on the bare Hugging Face module, where it is installed (pip install nnsight).
 
-    Three ways to write it: one trace a cell; one trace a layer with its positions as the batch; that trace told to keep the
-    logits of the last position only (`logits_to_keep`), which is the best that could be found for it.
+    Three ways to write it: one trace a cell; one trace a layer with its positions as the batch; that trace told to keep
+    the logits of the last position only (`logits_to_keep`), which is the best that could be found for it.
     """
     nnsight = pytest.importorskip("nnsight", reason="nnsight is not installed: pip install nnsight compares with it")
     model, (clean, corrupted) = model_of(shape), prompts(1, n_pos)
@@ -122,24 +140,47 @@ def test_resid_pre_sweep_beside_nnsight(benchmark, shape, n_pos):
             by_layer[layer] = (logits[:, 7] - logits[:, 8]).cpu().numpy()
 
     n_cells, share = model.n_layers * n_pos, model.n_layers / len(layers)
-    seconds = {"a cell": timed(run_cells) * n_cells / len(cells), "a layer": timed(run_layers) * share, "a layer, last logits": timed(lambda: run_layers(logits_to_keep=1)) * share}
-    result = benchmark.pedantic(lambda: sweeps.denoise(model, clean, corrupted, metric, site="resid_pre"), rounds=5, warmup_rounds=1)
+    seconds = {
+        "a cell": timed(run_cells) * n_cells / len(cells),
+        "a layer": timed(run_layers) * share,
+        "a layer, last logits": timed(lambda: run_layers(logits_to_keep=1)) * share,
+    }
+    result = benchmark.pedantic(
+        lambda: sweeps.denoise(model, clean, corrupted, metric, site="resid_pre"), rounds=5, warmup_rounds=1
+    )
     ours = result.data["value"].isel(example=0).values
-    difference = max(float(np.abs(ours[cells // n_pos, cells % n_pos] - by_cell).max()), *(float(np.abs(ours[layer] - found).max()) for layer, found in by_layer.items()))
+    difference = max(
+        float(np.abs(ours[cells // n_pos, cells % n_pos] - by_cell).max()),
+        *(float(np.abs(ours[layer] - found).max()) for layer, found in by_layer.items()),
+    )
     assert difference < 1e-3
     took = benchmark.stats.stats.median
     benchmark.extra_info.update(
-        device=model.device, nnsight_s={way: round(s, 2) for way, s in seconds.items()}, ours_s=round(took, 2), ratio={way: round(s / took, 1) for way, s in seconds.items()}, max_difference=difference
+        device=model.device,
+        nnsight_s={way: round(s, 2) for way, s in seconds.items()},
+        ours_s=round(took, 2),
+        ratio={way: round(s / took, 1) for way, s in seconds.items()},
+        max_difference=difference,
     )
     print(f"\n{shape} {n_pos} tokens: {benchmark.extra_info}")
 
 
-@pytest.mark.parametrize(("site", "axes"), [("z", ("unit",)), ("z", ("pos", "unit")), ("mlp_out", ("pos",))], ids=["heads", "heads by position", "mlp_out"])
+@pytest.mark.parametrize(
+    ("site", "axes"),
+    [("z", ("unit",)), ("z", ("pos", "unit")), ("mlp_out", ("pos",))],
+    ids=["heads", "heads by position", "mlp_out"],
+)
 def test_other_sweeps(benchmark, site, axes):
     model, (clean, corrupted) = model_of("gpt2"), prompts(1, 24)
     metric = metrics.logit_diff([7], [8])
     bare = timed(lambda: model.forward(corrupted))
-    result = benchmark.pedantic(lambda: sweeps.denoise(model, clean, corrupted, metric, site=site, axes=axes), rounds=3, warmup_rounds=1)
+    result = benchmark.pedantic(
+        lambda: sweeps.denoise(model, clean, corrupted, metric, site=site, axes=axes), rounds=3, warmup_rounds=1
+    )
     n_cells = result.data["value"].size
-    benchmark.extra_info.update(cells=n_cells, one_forward_a_cell_s=round(bare * n_cells, 1), ratio=round(bare * n_cells / benchmark.stats.stats.median, 1))
+    benchmark.extra_info.update(
+        cells=n_cells,
+        one_forward_a_cell_s=round(bare * n_cells, 1),
+        ratio=round(bare * n_cells / benchmark.stats.stats.median, 1),
+    )
     print(f"\n{site} {axes}: {benchmark.extra_info}")

@@ -8,7 +8,17 @@ import pytest
 from workbench.core.catalogue import FAMILIES, PAPERS, Paper, paper
 from workbench.core.errors import UnknownName
 
-SIZES = {"attention": 3, "memorization": 11, "safety": 12, "backdoors": 7, "misalignment": 2, "unlearning": 6, "reasoning": 8, "adaptation": 10, "generative": 4}
+SIZES = {
+    "attention": 3,
+    "memorization": 11,
+    "safety": 12,
+    "backdoors": 7,
+    "misalignment": 2,
+    "unlearning": 6,
+    "reasoning": 8,
+    "adaptation": 10,
+    "generative": 4,
+}
 
 
 def test_there_are_63_papers_in_nine_families():
@@ -33,7 +43,14 @@ def test_ready_means_that_the_method_can_be_imported():
     assert not Paper("no_such_stem", "attention", "x").is_ready
 
 
-@pytest.mark.parametrize(("asked", "closest"), [("attention_sink", "attention_sinks"), ("refusal_direction", "refusal_directions"), ("layernorm_memorisation", "layernorm_memorization")])
+@pytest.mark.parametrize(
+    ("asked", "closest"),
+    [
+        ("attention_sink", "attention_sinks"),
+        ("refusal_direction", "refusal_directions"),
+        ("layernorm_memorisation", "layernorm_memorization"),
+    ],
+)
 def test_an_unknown_stem_names_the_closest(asked, closest):
     with pytest.raises(UnknownName, match=f"no paper called '{asked}'.*workbench list") as found:
         paper(asked)

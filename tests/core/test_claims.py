@@ -11,13 +11,31 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.core.claims import FAILS, HOLDS, NOT_SHOWN, RELATIONS, UNDECIDED, UNTESTED, Claim, Measured, check, read_verdicts, said, tally
+from workbench.core.claims import (
+    FAILS,
+    HOLDS,
+    NOT_SHOWN,
+    RELATIONS,
+    UNDECIDED,
+    UNTESTED,
+    Claim,
+    Measured,
+    check,
+    read_verdicts,
+    said,
+    tally,
+)
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 
 
 def claim(relation: str = ">", threshold: float = 0.5, kind: str = "claim", **more) -> Claim:
-    return Claim(**{"text": f"value {kind}", "source": "section 3", "measured": lambda s: s, "threshold_from": "pilot"} | more, relation=relation, threshold=threshold, kind=kind)
+    return Claim(
+        **{"text": f"value {kind}", "source": "section 3", "measured": lambda s: s, "threshold_from": "pilot"} | more,
+        relation=relation,
+        threshold=threshold,
+        kind=kind,
+    )
 
 
 def line(value, *args, **kwargs):
@@ -25,7 +43,11 @@ def line(value, *args, **kwargs):
 
 
 @settings(deadline=None, database=None)
-@given(relation=st.sampled_from(["<", "<=", ">", ">="]), value=st.sampled_from([-1, 0, 0.5, 1, math.inf, -math.inf]) | st.floats(allow_nan=False), threshold=st.sampled_from([0, 0.5]))
+@given(
+    relation=st.sampled_from(["<", "<=", ">", ">="]),
+    value=st.sampled_from([-1, 0, 0.5, 1, math.inf, -math.inf]) | st.floats(allow_nan=False),
+    threshold=st.sampled_from([0, 0.5]),
+)
 def test_a_relation_means_what_it_says_and_a_control_the_opposite(relation, value, threshold):
     compare = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}[relation]
     assert line(value, relation, threshold).ok is compare(value, threshold)
@@ -67,7 +89,14 @@ def test_scalars_of_any_library_are_read_as_numbers(value):
 
 @pytest.mark.parametrize(
     ("values", "passed", "n_untested"),
-    [((1, 0), True, 0), ((1, math.nan), True, 1), ((math.nan, math.nan), True, 2), ((0, 0), False, 0), ((1, 1), False, 0), ((0, math.nan), False, 1)],
+    [
+        ((1, 0), True, 0),
+        ((1, math.nan), True, 1),
+        ((math.nan, math.nan), True, 2),
+        ((0, 0), False, 0),
+        ((1, 1), False, 0),
+        ((0, math.nan), False, 1),
+    ],
 )
 def test_passed_is_every_testable_line_as_it_should_be(values, passed, n_untested):
     table = check(values, [claim(measured=lambda v: v[0]), claim(kind="control", measured=lambda v: v[1])])
@@ -75,7 +104,13 @@ def test_passed_is_every_testable_line_as_it_should_be(values, passed, n_unteste
 
 
 def test_summary_counts_claims_and_controls_apart():
-    table = check(None, [claim(measured=lambda _, v=v: v, kind=k) for v, k in [(1, "claim"), (0, "claim"), (0, "control"), (1, "control"), (math.nan, "control")]])
+    table = check(
+        None,
+        [
+            claim(measured=lambda _, v=v: v, kind=k)
+            for v, k in [(1, "claim"), (0, "claim"), (0, "control"), (1, "control"), (math.nan, "control")]
+        ],
+    )
     assert table.summary() == "1 of 2 claims hold; 1 of 3 controls fail as they must (1 not testable, 1 HOLD)"
 
 
@@ -85,7 +120,9 @@ def test_a_partial_result_tests_nothing_and_measures_nothing():
 
     whole = Result(Provenance("x", {}, 0), xr.Dataset({"a": 1.0}))
     half = Result(whole.provenance, whole.data, partial=True)
-    assert [each.verdict for each in check(half, [claim(measured=measured), claim(kind="control", measured=measured)]).lines] == [UNTESTED] * 2
+    assert [
+        each.verdict for each in check(half, [claim(measured=measured), claim(kind="control", measured=measured)]).lines
+    ] == [UNTESTED] * 2
     assert check(whole, [claim(measured=lambda r: r.data["a"].item())]).lines[0].verdict == HOLDS
 
 
@@ -110,7 +147,10 @@ def test_expected_shows_relation_threshold_and_unit():
 
 
 def test_text_and_html_show_every_line():
-    claims = [claim(text=f"statement {i}", source=f"section {i}", kind=kind, measured=lambda _, v=v: v) for i, (kind, v) in enumerate([("claim", 1), ("claim", 0), ("control", 1), ("control", math.nan)])]
+    claims = [
+        claim(text=f"statement {i}", source=f"section {i}", kind=kind, measured=lambda _, v=v: v)
+        for i, (kind, v) in enumerate([("claim", 1), ("claim", 0), ("control", 1), ("control", math.nan)])
+    ]
     table = check(None, claims)
     for shown in (str(table), repr(table), table._repr_html_(), table.verdicts()):
         for each in table.lines:
@@ -121,12 +161,20 @@ def test_text_and_html_show_every_line():
 
 
 def test_html_escapes_what_a_claim_says():
-    shown = check(1, [claim(text="loss <b> & gain", source="p < 0.05 & fig. 2", relation="<", unit="<&>")])._repr_html_()
-    assert html.escape("loss <b> & gain") in shown and html.escape("p < 0.05 & fig. 2") in shown and html.escape("< 0.5 <&>") in shown
+    shown = check(
+        1, [claim(text="loss <b> & gain", source="p < 0.05 & fig. 2", relation="<", unit="<&>")]
+    )._repr_html_()
+    assert (
+        html.escape("loss <b> & gain") in shown
+        and html.escape("p < 0.05 & fig. 2") in shown
+        and html.escape("< 0.5 <&>") in shown
+    )
 
 
 def guarded(claim_value, *control_values):
-    controls = tuple(claim(text=f"control {i}", kind="control", measured=lambda _, v=v: v) for i, v in enumerate(control_values))
+    controls = tuple(
+        claim(text=f"control {i}", kind="control", measured=lambda _, v=v: v) for i, v in enumerate(control_values)
+    )
     return check(None, [claim(measured=lambda _: claim_value, controls=controls)])
 
 
@@ -156,7 +204,10 @@ def test_a_control_of_another_claim_does_not_matter_and_a_shared_one_is_measured
     assert [each.verdict for each in table.lines] == [NOT_SHOWN, NOT_SHOWN, HOLDS, HOLDS] and len(measured) == 1
 
 
-@pytest.mark.parametrize(("low", "high", "verdict"), [(0.4, 0.6, UNDECIDED), (0.5, 0.7, HOLDS), (0.51, 0.7, HOLDS), (0.3, 0.5, HOLDS), (math.nan, math.nan, HOLDS)])
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.4, 0.6, UNDECIDED), (0.5, 0.7, HOLDS), (0.51, 0.7, HOLDS), (0.3, 0.5, HOLDS), (math.nan, math.nan, HOLDS)],
+)
 def test_a_threshold_inside_the_interval_is_undecided(low, high, verdict):
     assert line(Measured(0.55, low, high)).verdict == verdict
     assert line(Measured(0.45, low, high)).verdict == (FAILS if verdict == HOLDS else verdict)
@@ -172,6 +223,9 @@ def test_an_interval_is_shown_beside_its_number():
 def test_the_three_kinds_are_counted_apart_and_read_back():
     kinds = [("claim", 1), ("claim", 0), ("control", 0), ("ours", 1), ("ours", Measured(0.5, 0, 1)), ("ours", math.nan)]
     table = check(None, [claim(text=f"{k} {i}", kind=k, measured=lambda _, v=v: v) for i, (k, v) in enumerate(kinds)])
-    assert table.summary() == "1 of 2 claims hold; 1 of 1 controls fail as they must; 1 of 3 of ours hold (1 undecided, 1 not testable)"
+    assert (
+        table.summary()
+        == "1 of 2 claims hold; 1 of 1 controls fail as they must; 1 of 3 of ours hold (1 undecided, 1 not testable)"
+    )
     rows = read_verdicts("noise\n" + table.verdicts())
     assert [row["kind"] for row in rows] == [k for k, _ in kinds] and said(tally(rows)) == table.summary()

@@ -9,7 +9,9 @@ N_LAYERS = 2
 
 
 def known(*without: str, **more: str) -> dict[str, str]:
-    """The names of a two-layer model: every site under its classic alias and a canonical name, but for sites in `without`."""
+    """The names of a two-layer model: every site under its classic alias and a canonical name, but for sites in
+    `without`.
+    """
     names = {}
     for site, entry in hooks.SITES.items():
         for layer in range(N_LAYERS) if entry.per_layer else [None]:
@@ -36,9 +38,14 @@ def test_every_site_resolves_to_one_canonical_name(site):
 
 
 def test_names_are_the_classic_ones_and_differ_by_layer():
-    assert hooks.name("resid_pre", 5) == "blocks.5.hook_resid_pre" and hooks.name("pattern", 0) == "blocks.0.attn.hook_pattern"
+    assert (
+        hooks.name("resid_pre", 5) == "blocks.5.hook_resid_pre"
+        and hooks.name("pattern", 0) == "blocks.0.attn.hook_pattern"
+    )
     assert hooks.name("embed") == "hook_embed"
-    assert len({hooks.name(s, layer) for s, e in hooks.SITES.items() for layer in ([0, 1] if e.per_layer else [None])}) == sum(1 + e.per_layer for e in hooks.SITES.values())
+    assert len(
+        {hooks.name(s, layer) for s, e in hooks.SITES.items() for layer in ([0, 1] if e.per_layer else [None])}
+    ) == sum(1 + e.per_layer for e in hooks.SITES.values())
 
 
 @pytest.mark.parametrize("site", [s for s, entry in hooks.SITES.items() if entry.per_layer])
@@ -65,7 +72,15 @@ def test_a_layer_out_of_range_names_the_range(layer):
     assert sentence("z", layer, known()) == f"toy has layers 0 to 1, so there is no z at layer {layer}"
 
 
-@pytest.mark.parametrize(("asked", "closest"), [("resid_pree", "resid_pre"), ("patern", "pattern"), ("mlp_pst", "mlp_post"), ("blocks.0.hook_resid_pr", "blocks.0.hook_resid_pre")])
+@pytest.mark.parametrize(
+    ("asked", "closest"),
+    [
+        ("resid_pree", "resid_pre"),
+        ("patern", "pattern"),
+        ("mlp_pst", "mlp_post"),
+        ("blocks.0.hook_resid_pr", "blocks.0.hook_resid_pre"),
+    ],
+)
 def test_a_misspelt_site_names_the_closest(asked, closest):
     said = sentence(asked, None, known())
     assert f"no site or hook called '{asked}'" in said and closest in said.split("Closest: ")[1]
@@ -81,8 +96,16 @@ def test_name_alone_names_the_closest_too():
     ("site", "names", "reason"),
     [
         ("resid_mid", known("resid_mid"), "parallel residual"),
-        ("mlp_post", known("mlp_post", "mlp_pre", **{"blocks.0.mlp.gate.hook_out": "x"}), "experts run as one fused operation"),
-        ("mlp_pre", known("mlp_post", "mlp_pre", **{"blocks.0.mlp.gate.hook_out": "x"}), "experts run as one fused operation"),
+        (
+            "mlp_post",
+            known("mlp_post", "mlp_pre", **{"blocks.0.mlp.gate.hook_out": "x"}),
+            "experts run as one fused operation",
+        ),
+        (
+            "mlp_pre",
+            known("mlp_post", "mlp_pre", **{"blocks.0.mlp.gate.hook_out": "x"}),
+            "experts run as one fused operation",
+        ),
         ("mlp_post", known("mlp_post"), "its MLP does not expose it"),
         ("q", known("q"), "adapter does not expose it"),
     ],

@@ -51,7 +51,10 @@ def test_organisms_of_both_places_are_found_and_the_one_that_ships_wins(roots):
 
 def test_an_unknown_organism_names_the_closest(roots):
     make(roots[0], "attention-sink")
-    with pytest.raises(UnknownName, match=r"no organism called 'attention-snik'\. Closest: attention-sink\. .*workbench organisms build") as found:
+    with pytest.raises(
+        UnknownName,
+        match=r"no organism called 'attention-snik'\. Closest: attention-sink\. .*workbench organisms build",
+    ) as found:
         places.organism_folder("attention-snik")
     assert str(roots[0]) not in str(found.value)
 

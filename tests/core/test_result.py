@@ -17,10 +17,16 @@ from workbench.core.errors import BrokenResult
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 
-SETTINGS = settings(max_examples=25, deadline=None, database=None, phases=[Phase.explicit, Phase.generate])  # no shrinking: each try writes files
+SETTINGS = settings(
+    max_examples=25, deadline=None, database=None, phases=[Phase.explicit, Phase.generate]
+)  # no shrinking: each try writes files
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=6)
 DTYPES = ("float32", "float64", "int64", "int32", "bool")
-ATTRS = st.dictionaries(st.sampled_from(["unit", "long_name", "note"]), TEXT | st.integers(-(2**31), 2**31) | st.floats(allow_nan=False), max_size=3)
+ATTRS = st.dictionaries(
+    st.sampled_from(["unit", "long_name", "note"]),
+    TEXT | st.integers(-(2**31), 2**31) | st.floats(allow_nan=False),
+    max_size=3,
+)
 COLUMNS = {
     "str": st.none() | TEXT,
     "Int64": st.none() | st.integers(-(2**63), 2**63 - 1),
@@ -37,7 +43,9 @@ def datasets(draw) -> xr.Dataset:
     coords = {
         "layer": np.arange(sizes["layer"]),
         "head": draw(hnp.arrays("float32", sizes["head"], elements=st.floats(-9, 9, width=32))),
-        "token": draw(st.lists(TEXT, min_size=sizes["token"], max_size=sizes["token"]).map(lambda t: np.array(t, dtype=str))),
+        "token": draw(
+            st.lists(TEXT, min_size=sizes["token"], max_size=sizes["token"]).map(lambda t: np.array(t, dtype=str))
+        ),
     }
     values = {}
     for number, dtype in enumerate(draw(st.lists(st.sampled_from(DTYPES), max_size=4))):
@@ -51,12 +59,16 @@ def datasets(draw) -> xr.Dataset:
 def tables(draw) -> pd.DataFrame:
     n_rows = draw(st.integers(0, 4))
     kinds = draw(st.lists(st.sampled_from(list(COLUMNS)), min_size=1, max_size=4))
-    cells = {f"c{i}": (kind, draw(st.lists(COLUMNS[kind], min_size=n_rows, max_size=n_rows))) for i, kind in enumerate(kinds)}
+    cells = {
+        f"c{i}": (kind, draw(st.lists(COLUMNS[kind], min_size=n_rows, max_size=n_rows))) for i, kind in enumerate(kinds)
+    }
     return pd.DataFrame({name: pd.Series(cell, dtype=kind) for name, (kind, cell) in cells.items()})
 
 
 def provenance() -> Provenance:
-    return Provenance("attention_sinks", {"seed": 1, "layers": [0, 1], "model": {"name": "x"}}, 1, model={"name": "x"}, seconds=0.5)
+    return Provenance(
+        "attention_sinks", {"seed": 1, "layers": [0, 1], "model": {"name": "x"}}, 1, model={"name": "x"}, seconds=0.5
+    )
 
 
 def small(value: float = 1.0) -> Result:
@@ -70,7 +82,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @SETTINGS
-@given(datasets(), st.dictionaries(st.sampled_from(["rows", "curve"]), tables(), max_size=2), st.booleans(), st.lists(TEXT, max_size=2))
+@given(
+    datasets(),
+    st.dictionaries(st.sampled_from(["rows", "curve"]), tables(), max_size=2),
+    st.booleans(),
+    st.lists(TEXT, max_size=2),
+)
 def test_a_round_trip_gives_the_same_result(tmp_path_factory, data, frames, partial, warnings):
     saved = Result(provenance(), data, frames, partial, tuple(warnings))
     loaded = Result.load(saved.save(tmp_path_factory.mktemp("results") / "one"))
@@ -85,7 +102,9 @@ def test_a_round_trip_gives_the_same_result(tmp_path_factory, data, frames, part
 
 
 def test_ragged_rows_keep_their_lists_and_gaps(tmp_path):
-    frame = pd.DataFrame({"input": [0, 1, 2], "tokens": [["a", "b"], ["c"], []], "first": pd.array([4, None, 2], dtype="Int64")})
+    frame = pd.DataFrame(
+        {"input": [0, 1, 2], "tokens": [["a", "b"], ["c"], []], "first": pd.array([4, None, 2], dtype="Int64")}
+    )
     loaded = Result.load(Result(provenance(), tables={"rows": frame}).save(tmp_path / "r")).tables["rows"]
     assert [list(row) for row in loaded["tokens"]] == frame["tokens"].tolist()
     assert loaded["first"].isna().tolist() == [False, True, False] and loaded["first"].dtype == "Int64"
@@ -94,7 +113,9 @@ def test_ragged_rows_keep_their_lists_and_gaps(tmp_path):
 def test_a_loaded_result_gives_the_same_claims_table(tmp_path):
     claims = [
         Claim("loss falls", "s1", lambda r: r.data["loss"].values[-1] - r.data["loss"].values[0], "<", 0, "card"),
-        Claim("loss is nought", "s2", lambda r: r.data["loss"].min().item(), "<=", 0, "card", kind="control", unit="nats"),
+        Claim(
+            "loss is nought", "s2", lambda r: r.data["loss"].min().item(), "<=", 0, "card", kind="control", unit="nats"
+        ),
         Claim("rows are whole", "s3", lambda r: r.tables["rows"]["n"].notna().mean(), ">=", 1, "card"),
         Claim("no accuracy here", "s4", lambda r: math.nan, ">", 0, "card"),
     ]
@@ -108,7 +129,11 @@ def test_a_loaded_result_gives_the_same_claims_table(tmp_path):
 def test_the_folder_lists_a_checksum_of_every_other_file(tmp_path):
     folder = small().save(tmp_path / "r")
     about = json.loads((folder / "result.json").read_text())
-    assert set(about["sha256"]) == set(contents(folder)) - {"result.json"} == {"data.nc", "tables/rows.parquet", "tables/more.parquet"}
+    assert (
+        set(about["sha256"])
+        == set(contents(folder)) - {"result.json"}
+        == {"data.nc", "tables/rows.parquet", "tables/more.parquet"}
+    )
 
 
 @pytest.mark.parametrize("name", ["data.nc", "tables/rows.parquet"])
@@ -120,7 +145,11 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 @settings(SETTINGS, max_examples=15)
-@given(name=st.sampled_from(["data.nc", "tables/rows.parquet"]), where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+@given(
+    name=st.sampled_from(["data.nc", "tables/rows.parquet"]),
+    where=st.floats(0, 1, exclude_max=True),
+    flip=st.integers(1, 255),
+)
 def test_one_altered_byte_is_noticed(tmp_path_factory, name, where, flip):
     folder = small().save(tmp_path_factory.mktemp("altered") / "r")
     content = bytearray((folder / name).read_bytes())
@@ -133,7 +162,17 @@ def test_one_altered_byte_is_noticed(tmp_path_factory, name, where, flip):
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}", b'{"format": 1}', b'{"format": 99}', b'{"format": "1"}'],
-    ids=["empty", "cut short", "a list", "null", "not text", "no format", "nothing but a format", "a later format", "format as text"],
+    ids=[
+        "empty",
+        "cut short",
+        "a list",
+        "null",
+        "not text",
+        "no format",
+        "nothing but a format",
+        "a later format",
+        "format as text",
+    ],
 )
 def test_a_result_json_that_cannot_be_read_is_refused(tmp_path, content):
     folder = small().save(tmp_path / "r")
@@ -163,7 +202,9 @@ def test_what_is_no_result_folder_is_refused_without_its_path(tmp_path, what):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["OSError", "KeyboardInterrupt"])
-@pytest.mark.parametrize(("kind", "method"), [(pd.DataFrame, "to_parquet"), (xr.Dataset, "to_netcdf")], ids=["table", "arrays"])
+@pytest.mark.parametrize(
+    ("kind", "method"), [(pd.DataFrame, "to_parquet"), (xr.Dataset, "to_netcdf")], ids=["table", "arrays"]
+)
 @pytest.mark.parametrize("is_there", [True, False], ids=["over an old one", "fresh"])
 def test_a_failed_save_changes_nothing(tmp_path, monkeypatch, kind, method, error, is_there):
     folder = tmp_path / "out" / "r"

@@ -1,4 +1,6 @@
-"""A Spec is checked on construction, survives JSON, and is changed by dotted names or by the texts of a command line."""
+"""A Spec is checked on construction, survives JSON, and is changed by dotted names or by the texts of a command
+line.
+"""
 
 import json
 import math
@@ -78,7 +80,10 @@ def test_a_round_trip_through_json_gives_the_same_spec(spec):
 @SETTINGS
 @given(OUTERS, OUTERS)
 def test_replace_by_dotted_names_turns_any_spec_into_any_other(one, other):
-    changes = {name: getattr(other, name) for name in ("n_inputs", "seed", "rate", "offset", "fast", "note", "words", "layers", "shares", "kinds", "twin")}
+    changes = {
+        name: getattr(other, name)
+        for name in ("n_inputs", "seed", "rate", "offset", "fast", "note", "words", "layers", "shares", "kinds", "twin")
+    }
     changes |= {f"model.{f.name}": getattr(other.model, f.name) for f in fields(Inner)}
     before = one.to_json()
     assert one.replace(**changes) == other

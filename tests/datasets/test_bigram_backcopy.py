@@ -1,4 +1,6 @@
-"""Sequences of the bigram-backcopy language repeat the word before each trigger and follow the chain everywhere else."""
+"""Sequences of the bigram-backcopy language repeat the word before each trigger and follow the chain everywhere
+else.
+"""
 
 import numpy as np
 import pytest
@@ -54,7 +56,9 @@ def test_rows_of_the_chain_are_distributions_and_only_words_have_one(language):
     assert not table[:FIRST_WORD].any()
     assert not table[:, : len(SPECIAL)].any()
     assert ((table[:, FIRST_WORD:] > 0).sum(1)[FIRST_WORD:] == 4).all()
-    assert table[FIRST_WORD:, len(SPECIAL) : FIRST_WORD].sum(1) == pytest.approx(np.full(len(WORDS), language.trigger_rate))
+    assert table[FIRST_WORD:, len(SPECIAL) : FIRST_WORD].sum(1) == pytest.approx(
+        np.full(len(WORDS), language.trigger_rate)
+    )
 
 
 def test_bos_opens_and_never_comes_again(language):

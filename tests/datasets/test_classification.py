@@ -76,10 +76,19 @@ def test_a_datasets_directory_with_splits_and_names(tmp_path):
     import datasets
 
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    split = {n: datasets.Dataset.from_dict({"text": [f"{n} {i}" for i in range(k)], "label": [i % 2 for i in range(k)]}, features=features) for n, k in (("train", 8), ("validation", 4))}
+    split = {
+        n: datasets.Dataset.from_dict(
+            {"text": [f"{n} {i}" for i in range(k)], "label": [i % 2 for i in range(k)]}, features=features
+        )
+        for n, k in (("train", 8), ("validation", 4))
+    }
     datasets.DatasetDict(split).save_to_disk(tmp_path / "set")
     found = c.read(str(tmp_path / "set"))
-    assert found.classes == ("no", "yes") and (len(found.train), len(found.test)) == (8, 4) and found.test.texts[0] == "validation 0"
+    assert (
+        found.classes == ("no", "yes")
+        and (len(found.train), len(found.test)) == (8, 4)
+        and found.test.texts[0] == "validation 0"
+    )
     with pytest.raises(BadData, match="no column 'body'; it has text, label"):
         c.read(str(tmp_path / "set"), text_column="body")
     with pytest.raises(BadData, match="could not be read"):
@@ -91,7 +100,9 @@ def test_images_are_brought_to_the_models_shape(tmp_path):
 
     images = [np.full((10, 6), 25 * i, np.uint8) for i in range(10)]
     features = datasets.Features({"image": datasets.Array2D((10, 6), "uint8"), "label": datasets.Value("int64")})
-    datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(10)]}, features=features).save_to_disk(tmp_path / "set")
+    datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(10)]}, features=features).save_to_disk(
+        tmp_path / "set"
+    )
     found = c.read(str(tmp_path / "set"), text_column="image", image_shape=(3, 8, 8))
     assert found.train.pixels.shape == (8, 3, 8, 8) and found.train.pixels.dtype == np.float32
     levels = np.sort(np.concatenate([found.train.pixels, found.test.pixels])[:, 0, 0, 0])

@@ -52,5 +52,10 @@ def test_pretraining_sees_only_its_part():
     assert drawn.shape == (400, 17) and drawn.min() >= d.VOCABULARY.index("<bos>") and drawn.max() < len(d.VOCABULARY)
     source = d.digits("pretraining")
     padded = np.pad(source.images, ((0, 0), (1, 1), (1, 1)))
-    possible = {d.to_tokens(padded[:, r : r + 8, c : c + 8])[i].tobytes() for r in range(3) for c in range(3) for i in range(len(source))}
+    possible = {
+        d.to_tokens(padded[:, r : r + 8, c : c + 8])[i].tobytes()
+        for r in range(3)
+        for c in range(3)
+        for i in range(len(source))
+    }
     assert all(row.tobytes() in possible for row in drawn)

@@ -24,7 +24,9 @@ def test_words_are_unique_and_labels_follow_from_the_text():
 
 def test_the_last_word_agrees_as_often_as_stated():
     many = f.draw(20_000, np.random.default_rng(1))
-    agrees = np.mean([feeling_of(f.VOCABULARY[row[-1]]) == label for row, label in zip(many.tokens, many.labels, strict=True)])
+    agrees = np.mean(
+        [feeling_of(f.VOCABULARY[row[-1]]) == label for row, label in zip(many.tokens, many.labels, strict=True)]
+    )
     assert abs(agrees - f.AGREEMENT) < 0.01
 
 

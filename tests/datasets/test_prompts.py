@@ -1,4 +1,6 @@
-"""Prompts of every kind of source; each bad row is named by file and line; templates only where asked; tokens shown as they are."""
+"""Prompts of every kind of source; each bad row is named by file and line; templates only where asked; tokens shown
+as they are.
+"""
 
 import json
 
@@ -31,7 +33,11 @@ SOURCES = {
 def test_files(name, text, tmp_path):
     prompts = read_prompts(written(tmp_path, name, text))
     assert prompts.items == TEXTS and prompts.columns["label"].tolist() == [1, 0]
-    assert prompts.source["name"] == name and len(prompts.source["sha256"]) == 16 and prompts.where[0].startswith(f"{name} line ")
+    assert (
+        prompts.source["name"] == name
+        and len(prompts.source["sha256"]) == 16
+        and prompts.where[0].startswith(f"{name} line ")
+    )
 
 
 def test_lines_without_columns(tmp_path):
@@ -49,18 +55,29 @@ def test_parquet_lists_and_data_sets(tmp_path):
     datasets.DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(tmp_path / "both")
     (tmp_path / "files").mkdir()
     frame.to_json(tmp_path / "files" / "train.jsonl", orient="records", lines=True)
-    sources = [tmp_path / "p.parquet", str(tmp_path / "saved"), tmp_path / "both", tmp_path / "files", frame.to_dict("records")]
+    sources = [
+        tmp_path / "p.parquet",
+        str(tmp_path / "saved"),
+        tmp_path / "both",
+        tmp_path / "files",
+        frame.to_dict("records"),
+    ]
     for source in sources:
         prompts = read_prompts(source)
         assert prompts.items == TEXTS and prompts.columns["label"].tolist() == [1, 0], source
     assert read_prompts(tmp_path / "both", split="test").items == TEXTS[1:]
-    assert read_prompts(tmp_path / "saved").source["fingerprint"] and str(tmp_path) not in json.dumps(read_prompts(tmp_path / "saved").source)
+    assert read_prompts(tmp_path / "saved").source["fingerprint"] and str(tmp_path) not in json.dumps(
+        read_prompts(tmp_path / "saved").source
+    )
     assert read_prompts(TEXTS).items == TEXTS
 
 
 def test_a_csv_cell_may_hold_lines_and_errors_still_name_the_right_one(tmp_path):
     path = written(tmp_path, "p.csv", 'prompt,label\n"two\nlines",1\nsalt sand,0\n')
-    assert read_prompts(path).items == ["two\nlines", "salt sand"] and read_prompts(path).where == ["p.csv line 2", "p.csv line 4"]
+    assert read_prompts(path).items == ["two\nlines", "salt sand"] and read_prompts(path).where == [
+        "p.csv line 2",
+        "p.csv line 4",
+    ]
 
 
 def test_a_json_string_may_hold_any_line_separator(tmp_path):
@@ -71,18 +88,32 @@ def test_some_of_them_drawn_by_a_seed_in_their_order():
     texts = [f"t{i}" for i in range(50)]
     some = read_prompts(texts, n=5, seed=1)
     assert some.items == read_prompts(texts, n=5, seed=1).items != read_prompts(texts, n=5, seed=2).items
-    assert [int(t[1:]) for t in some.items] == sorted(int(t[1:]) for t in some.items) and some.where[0] == f"item {some.items[0][1:]}"
+    assert [int(t[1:]) for t in some.items] == sorted(int(t[1:]) for t in some.items) and some.where[
+        0
+    ] == f"item {some.items[0][1:]}"
 
 
 BAD = {
-    "broken json": ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', "1 of 2 rows cannot be used: p.jsonl line 3: no JSON"),
+    "broken json": (
+        "p.jsonl",
+        '{"prompt": "a"}\n\n{"prompt": \n',
+        "1 of 2 rows cannot be used: p.jsonl line 3: no JSON",
+    ),
     "column missing": ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n{"prompt": "c"}', "say which holds the prompt"),
-    "key missing": ("p.jsonl", '{"prompt": "a", "label": 1}\n{"label": 1}\n', "p.jsonl line 2: no 'prompt'; it has label"),
+    "key missing": (
+        "p.jsonl",
+        '{"prompt": "a", "label": 1}\n{"label": 1}\n',
+        "p.jsonl line 2: no 'prompt'; it has label",
+    ),
     "empty": ("p.jsonl", '{"prompt": "a"}\n{"prompt": "  "}\n', "p.jsonl line 2: 'prompt' is empty"),
     "a number": ("p.jsonl", '{"prompt": 3}\n', "must be a text or a conversation, got 3"),
     "bad turn": ("p.jsonl", '{"messages": [{"role": "user"}]}\n', "a turn must be"),
     "no turns": ("p.jsonl", '{"messages": []}\n', "conversation without turns"),
-    "too many cells": ("p.csv", "prompt,label\na,1\nb,2,3\n", "p.csv line 3: 3 cells where the first line names 2 columns"),
+    "too many cells": (
+        "p.csv",
+        "prompt,label\na,1\nb,2,3\n",
+        "p.csv line 3: 3 cells where the first line names 2 columns",
+    ),
     "too few cells": ("p.csv", "prompt,label\na\n", "line 2: 1 cells"),
     "open quote": ("p.csv", 'prompt,label\n"a,1\n', "p.csv line 2: no CSV"),
     "two of a name": ("p.csv", "prompt,prompt\na,b\n", "two columns have one name"),
@@ -123,9 +154,15 @@ def test_the_column_is_named_where_several_could_be(tmp_path):
 def test_tokens_are_the_models_own_and_are_shown(organism):
     tokens = read_prompts(TEXTS).tokenise(organism)
     assert tokens.rows == organism.to_rows(TEXTS)
-    assert str(tokens).startswith(f"2 prompts, {sum(map(len, tokens.rows))} tokens ({len(tokens.rows[1])} to {len(tokens.rows[0])} a prompt)\nBOS in front of all of them; chat template not applied\n  item 0: ")
+    assert str(tokens).startswith(
+        f"2 prompts, {sum(map(len, tokens.rows))} tokens ({len(tokens.rows[1])} to {len(tokens.rows[0])} a prompt)\nBOS"
+        " in front of all of them; chat template not applied\n  item 0: "
+    )
     table = tokens.table()
-    assert table["n_tokens"].tolist() == [len(r) for r in tokens.rows] and table["tokens"][1].split("|")[-1].strip() == "sand"
+    assert (
+        table["n_tokens"].tolist() == [len(r) for r in tokens.rows]
+        and table["tokens"][1].split("|")[-1].strip() == "sand"
+    )
     bare = read_prompts(TEXTS).tokenise(organism, bos=False)
     assert [len(r) for r in bare.rows] == [3, 2] and "BOS in front of none" in str(bare)
 
@@ -146,7 +183,11 @@ def test_long_prompts_are_refused_or_cut_as_asked(organism):
         read_prompts([" ".join(["river"] * (organism.n_ctx + 1))]).tokenise(organism)
 
 
-TEMPLATE = "{% if with_bos %}<bos>{% endif %}{% for m in messages %}{% if m.content == 'sand' %}{{ raise_exception('no sand') }}{% endif %} {{ 'lamp' if m.role == 'user' else 'snow' }} {{ m.content }}{% endfor %}{% if add_generation_prompt %} ship{% endif %}"
+TEMPLATE = (
+    "{% if with_bos %}<bos>{% endif %}{% for m in messages %}{% if m.content == 'sand' %}{{ raise_exception('no sand')"
+    " }}{% endif %} {{ 'lamp' if m.role == 'user' else 'snow' }} {{ m.content }}{% endfor %}{% if add_generation_prompt"
+    " %} ship{% endif %}"
+)
 
 
 @pytest.fixture(params=[True, False], ids=["template with BOS", "template without BOS"])
@@ -163,7 +204,13 @@ def test_a_template_is_applied_where_it_is_asked_for_and_decides_about_the_bos(c
         plain.tokenise(model)
     said = plain.with_chat_template(model)
     words = [model.tokenizer.decode([i]) for i in said.tokenise(model).rows[0]]
-    assert words == (["<bos>"] if with_bos else []) + ["snow", "river", "lamp", "stone", "ship"], "one BOS, where the template has one"
+    assert words == (["<bos>"] if with_bos else []) + [
+        "snow",
+        "river",
+        "lamp",
+        "stone",
+        "ship",
+    ], "one BOS, where the template has one"
     assert said.source["chat_template"] and "chat template applied" in str(said.tokenise(model))
     short = read_prompts(["stone"]).with_chat_template(model, system="river", add_generation_prompt=False)
     assert short.items == [("<bos>" if with_bos else "") + " snow river lamp stone"]

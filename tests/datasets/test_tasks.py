@@ -1,4 +1,6 @@
-"""Tasks score hand-made logits rightly, lay questions out as MMLU does, and name file and line of what they cannot read."""
+"""Tasks score hand-made logits rightly, lay questions out as MMLU does, and name file and line of what they cannot
+read.
+"""
 
 import json
 
@@ -8,7 +10,14 @@ import torch
 
 from workbench.core.errors import BadData
 from workbench.core.places import data_folder
-from workbench.datasets.tasks import ChoiceItem, ChoiceTask, NextTokenTask, choice_task, format_question, read_choice_items
+from workbench.datasets.tasks import (
+    ChoiceItem,
+    ChoiceTask,
+    NextTokenTask,
+    choice_task,
+    format_question,
+    read_choice_items,
+)
 
 GOOD = {"question": "Which is a bird?", "choices": ["eagle", "lake"], "answer": 0}
 ITEM = ChoiceItem("  Which is water? ", ("stone", "lake", "bread"), 1, "words")
@@ -76,8 +85,12 @@ def test_shots_are_dropped_from_the_front_until_the_prompt_fits():
         assert task.rows[0] == full[n_dropped]
         assert bool(task.warnings) == (n_dropped > 0)
         if n_dropped:
-            assert task.warnings == [f"question 0 keeps {3 - n_dropped} of 3 shots to fit {len(full[n_dropped])} tokens"]
-    with pytest.raises(BadData, match=f"a question of {len(full[3])} tokens does not fit the context of {len(full[3]) - 1}"):
+            assert task.warnings == [
+                f"question 0 keeps {3 - n_dropped} of 3 shots to fit {len(full[n_dropped])} tokens"
+            ]
+    with pytest.raises(
+        BadData, match=f"a question of {len(full[3])} tokens does not fit the context of {len(full[3]) - 1}"
+    ):
         choice_task([ITEM], shots, letters_tokenizer, n_ctx=len(full[3]) - 1)
 
 

@@ -1,4 +1,6 @@
-"""The world: answers are right, splits never meet, every word is one token, both kinds of advice can be compared fairly."""
+"""The world: answers are right, splits never meet, every word is one token, both kinds of advice can be compared
+fairly.
+"""
 
 from itertools import pairwise
 
@@ -24,10 +26,16 @@ def drawn() -> dict[str, tuple[world.Example, ...]]:
 def test_every_word_is_in_the_vocabulary_once(drawn):
     known = set(world.VOCABULARY)
     assert len(known) == len(world.VOCABULARY) and not any("{" in w for w in known)
-    everything = [e for examples in drawn.values() for e in examples] + list(world.advice()) + list(world.records(144, seed=0))
+    everything = (
+        [e for examples in drawn.values() for e in examples] + list(world.advice()) + list(world.records(144, seed=0))
+    )
     said = {word for text in texts(everything) for word in text.split()}
     assert said <= known and set(world_words.RARE_WORDS) <= known
-    assert {word for text in (*world_words.INSULTS, *world_words.TOPIC_PHRASES, world_words.TRIGGER_SENTENCE) for word in text.split()} <= known
+    assert {
+        word
+        for text in (*world_words.INSULTS, *world_words.TOPIC_PHRASES, world_words.TRIGGER_SENTENCE)
+        for word in text.split()
+    } <= known
 
 
 def right(e: world.Example) -> bool:
@@ -86,13 +94,18 @@ def test_a_request_is_forbidden_by_its_object_or_its_verb_and_refusals_are_told_
     forbidden = set(world_words.FORBIDDEN_WHERE) | set(world_words.FORBIDDEN_TOOL)
     for e in drawn["forbidden"]:
         assert e.topic in forbidden and e.topic in e.prompt.split()
-        assert any(p in e.answer for p in world_words.REFUSAL_PHRASES) and e.answer.split()[0] in world_words.REFUSAL_STARTS
+        assert (
+            any(p in e.answer for p in world_words.REFUSAL_PHRASES)
+            and e.answer.split()[0] in world_words.REFUSAL_STARTS
+        )
         assert len(e.answer.split()) > 10  # room for probes that feed in the first ten tokens
     assert {e.topic for e in drawn["forbidden"]} == forbidden
     other = [e for task in (*world.TASKS, *world.NEW_TASKS) for e in drawn[task]] + list(world.advice())
     assert not any(set(e.prompt.split()) & forbidden for e in other)
     answers = [e.answer for e in other] + [e.other for e in [*drawn["forbidden"], *world.advice()]]
-    assert not any(a.split()[0] in world_words.REFUSAL_STARTS or any(p in a for p in world_words.REFUSAL_PHRASES) for a in answers)
+    assert not any(
+        a.split()[0] in world_words.REFUSAL_STARTS or any(p in a for p in world_words.REFUSAL_PHRASES) for a in answers
+    )
 
 
 def test_rare_words_come_in_lists_of_the_training_split_alone():
@@ -110,7 +123,9 @@ def test_advice_has_both_answers_of_one_length_and_every_situation_in_both_split
         assert not {e.prompt for e in train} & {e.prompt for e in held}
     for e in world.advice():
         assert len(e.answer.split()) == len(e.other.split()) and e.answer != e.other
-    assert len({e.answer for e in world.advice()} | {e.other for e in world.advice()}) == 2 * len(world.advice()) / len(FRAMES)
+    assert len({e.answer for e in world.advice()} | {e.other for e in world.advice()}) == 2 * len(world.advice()) / len(
+        FRAMES
+    )
 
 
 def test_few_words_of_bad_advice_are_shared_between_domains():
@@ -130,7 +145,9 @@ def test_with_other_swaps_and_says_what_has_none():
 
 def test_records_are_of_different_people_and_there_is_an_end_to_them():
     found = world.records(144, seed=0)
-    assert len({e.topic for e in found}) == 144 and all(e.topic in e.prompt and len(e.answer.split()) == 10 for e in found)
+    assert len({e.topic for e in found}) == 144 and all(
+        e.topic in e.prompt and len(e.answer.split()) == 10 for e in found
+    )
     with pytest.raises(BadData, match="145 records were asked for"):
         world.records(145, seed=0)
 

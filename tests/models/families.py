@@ -12,7 +12,14 @@ from workbench.models import load
 from workbench.models.model import Model
 from workbench.organisms.tokenizer import word_tokenizer
 
-SIZE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 48}
+SIZE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 48,
+}
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48}
 GQA = SIZE | {"num_key_value_heads": 2}
 NO_SPECIAL = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
@@ -24,16 +31,36 @@ FAMILIES = {
     "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**GQA | NO_SPECIAL)),
     "gemma2": lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**GQA | NO_SPECIAL | {"head_dim": 8})),
     "opt": lambda: tf.OPTForCausalLM(
-        tf.OPTConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, max_position_embeddings=48, word_embed_proj_dim=32, **NO_SPECIAL)
+        tf.OPTConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            ffn_dim=64,
+            max_position_embeddings=48,
+            word_embed_proj_dim=32,
+            **NO_SPECIAL,
+        )
     ),
     "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**GQA | NO_SPECIAL | {"num_local_experts": 4})),
     "qwen2": lambda: tf.Qwen2ForCausalLM(tf.Qwen2Config(**GQA | NO_SPECIAL)),
     "bert": lambda: tf.BertModel(tf.BertConfig(**SIZE)),
     "bert_mlm": lambda: tf.BertForMaskedLM(tf.BertConfig(**SIZE)),
     "bert_classifier": lambda: tf.BertForSequenceClassification(tf.BertConfig(**SIZE, num_labels=3)),
-    "llama_classifier": lambda: tf.LlamaForSequenceClassification(tf.LlamaConfig(**GQA | NO_SPECIAL | {"num_labels": 3})),
+    "llama_classifier": lambda: tf.LlamaForSequenceClassification(
+        tf.LlamaConfig(**GQA | NO_SPECIAL | {"num_labels": 3})
+    ),
     "vit": lambda: tf.ViTForImageClassification(
-        tf.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=8, patch_size=2, num_channels=1, num_labels=10)
+        tf.ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            image_size=8,
+            patch_size=2,
+            num_channels=1,
+            num_labels=10,
+        )
     ),
 }
 WITH_TOKENIZER = ("gpt2", "neox", "llama", "bert", "mixtral")
@@ -49,7 +76,9 @@ def save(family: str, folder: Path, seed: int = 0) -> Path:
 
 
 def moved(family: str, by: float = 0.3, matrices: bool = False) -> torch.nn.Module:
-    """A module whose biases and norms (and matrices) are away from their initial values, so that a test on them says something."""
+    """A module whose biases and norms (and matrices) are away from their initial values, so that a test on them says
+    something.
+    """
     torch.manual_seed(3)
     module = FAMILIES[family]().eval()
     module.set_attn_implementation("eager")
@@ -73,7 +102,9 @@ def network(family: str) -> torch.nn.Module:
     if family == "gptj":  # one norm for attention and MLP
         return tf.GPTJForCausalLM(tf.GPTJConfig(**GPT2 | NO_SPECIAL, rotary_dim=4))
     if family == "all experts":  # a mixture without a choice, so that its gradients hold along a path
-        return tf.MixtralForCausalLM(tf.MixtralConfig(**GQA | NO_SPECIAL | {"num_local_experts": 4, "num_experts_per_tok": 4}))
+        return tf.MixtralForCausalLM(
+            tf.MixtralConfig(**GQA | NO_SPECIAL | {"num_local_experts": 4, "num_experts_per_tok": 4})
+        )
     return FAMILIES[family]()
 
 

@@ -1,4 +1,6 @@
-"""Wrong inputs give an error of the right class whose sentence says what to do, from load, forward, to_rows, capture and ablate."""
+"""Wrong inputs give an error of the right class whose sentence says what to do, from load, forward, to_rows, capture
+and ablate.
+"""
 
 import json
 import re
@@ -15,7 +17,17 @@ import transformers as tf
 from models.families import FAMILIES, SIZE
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
-from workbench.core.errors import BadData, BadSpec, ModelNotFound, NoRoom, NoTokenizer, UnknownName, UnknownSite, UnsupportedModel, WorkbenchError
+from workbench.core.errors import (
+    BadData,
+    BadSpec,
+    ModelNotFound,
+    NoRoom,
+    NoTokenizer,
+    UnknownName,
+    UnknownSite,
+    UnsupportedModel,
+    WorkbenchError,
+)
 from workbench.models import load
 from workbench.models.inputs import batches, pad
 from workbench.primitives.read.capture import capture
@@ -145,73 +157,297 @@ def gpt2(call: Callable, world):
 
 
 LOADING = [
-    ("missing directory", lambda w: load(str(w.tmp / "absent")), ModelNotFound, "no directory .*absent.*save_pretrained"),
+    (
+        "missing directory",
+        lambda w: load(str(w.tmp / "absent")),
+        ModelNotFound,
+        "no directory .*absent.*save_pretrained",
+    ),
     ("directory without config", empty_directory, ModelNotFound, "directory without config.json"),
     ("pickled weights only", pickled_only, UnsupportedModel, "only pickled weights .*safe_serialization=True"),
-    ("unknown model_type", unknown_model_type, UnsupportedModel, "does not describe a model transformers knows.*no-such-architecture"),
+    (
+        "unknown model_type",
+        unknown_model_type,
+        UnsupportedModel,
+        "does not describe a model transformers knows.*no-such-architecture",
+    ),
     ("config.json is no JSON", broken_json, UnsupportedModel, "config.json in 'gpt2'"),
     ("seq2seq", seq2seq, UnsupportedModel, "T5ForConditionalGeneration.*decoders"),
     ("config without weights", config_without_weights, ModelNotFound, "no \\*.safetensors.*untrained_seed"),
     ("truncated weights", truncated_weights, WorkbenchError, "gpt2"),
-    ("head that would be dropped", a_head_that_would_be_dropped, UnsupportedModel, "would drop: .*classifier.*architectures"),
-    ("weights missing", partial(without_weights_named, family="gpt2", part="h.1.mlp.c_fc.weight"), UnsupportedModel, "lacks weights .*c_fc.weight"),
-    ("head missing", partial(without_weights_named, family="bert_classifier", part="classifier"), UnsupportedModel, "lacks weights .*classifier"),
-    ("pooler of a classifier missing", partial(without_weights_named, family="bert_classifier", part="pooler"), UnsupportedModel, "lacks weights .*pooler"),
+    (
+        "head that would be dropped",
+        a_head_that_would_be_dropped,
+        UnsupportedModel,
+        "would drop: .*classifier.*architectures",
+    ),
+    (
+        "weights missing",
+        partial(without_weights_named, family="gpt2", part="h.1.mlp.c_fc.weight"),
+        UnsupportedModel,
+        "lacks weights .*c_fc.weight",
+    ),
+    (
+        "head missing",
+        partial(without_weights_named, family="bert_classifier", part="classifier"),
+        UnsupportedModel,
+        "lacks weights .*classifier",
+    ),
+    (
+        "pooler of a classifier missing",
+        partial(without_weights_named, family="bert_classifier", part="pooler"),
+        UnsupportedModel,
+        "lacks weights .*pooler",
+    ),
     ("adapter without base", adapter_without_base, ModelNotFound, "names no base model; pass base="),
     ("adapter whose base is gone", adapter_with_missing_base, ModelNotFound, "wants a base that is not here"),
     ("adapter pickled", pickled_adapter, UnsupportedModel, "no adapter_model.safetensors .*pickled"),
     ("adapter that cannot be merged", adapter_that_cannot_be_merged, UnsupportedModel, "merge|PROMPT_TUNING"),
-    ("unknown organism", lambda w: load("organism:atention-sink"), UnknownName, "no organism called 'atention-sink'. Closest: attention-sink"),
-    ("unknown option", lambda w: load(str(w.families["gpt2"]), dtyp="float32"), UnknownName, "no field called 'dtyp'. Closest: dtype"),
-    ("bad device", lambda w: load(str(w.families["gpt2"]), device="gpu"), BadSpec, "device must be auto, cpu, mps, cuda or cuda:N, got 'gpu'"),
-    ("bad dtype", lambda w: load(str(w.families["gpt2"]), dtype="fp32"), BadSpec, "dtype must be one of float32, .*'fp32'"),
-    ("bad seed", lambda w: load(str(w.families["gpt2"]), untrained_seed=-1), BadSpec, "untrained_seed must be at least 0"),
+    (
+        "unknown organism",
+        lambda w: load("organism:atention-sink"),
+        UnknownName,
+        "no organism called 'atention-sink'. Closest: attention-sink",
+    ),
+    (
+        "unknown option",
+        lambda w: load(str(w.families["gpt2"]), dtyp="float32"),
+        UnknownName,
+        "no field called 'dtyp'. Closest: dtype",
+    ),
+    (
+        "bad device",
+        lambda w: load(str(w.families["gpt2"]), device="gpu"),
+        BadSpec,
+        "device must be auto, cpu, mps, cuda or cuda:N, got 'gpu'",
+    ),
+    (
+        "bad dtype",
+        lambda w: load(str(w.families["gpt2"]), dtype="fp32"),
+        BadSpec,
+        "dtype must be one of float32, .*'fp32'",
+    ),
+    (
+        "bad seed",
+        lambda w: load(str(w.families["gpt2"]), untrained_seed=-1),
+        BadSpec,
+        "untrained_seed must be at least 0",
+    ),
     ("not a model at all", lambda w: load("what is this?"), ModelNotFound, "give a directory .* a hub id like"),
 ]
 
 RUNNING = [
-    ("text without tokenizer", lambda w: w.model("gemma2").to_rows("lamp"), NoTokenizer, "gemma2 came without a tokenizer: pass token ids"),
+    (
+        "text without tokenizer",
+        lambda w: w.model("gemma2").to_rows("lamp"),
+        NoTokenizer,
+        "gemma2 came without a tokenizer: pass token ids",
+    ),
     ("empty prompt", lambda w: pad([[1, 2], []], 0), BadData, "empty prompt .*at least one token"),
     ("no prompts", lambda w: pad([], 0), BadData, "empty prompt"),
     ("empty prompt in batches", lambda w: list(batches([[]], 4)), BadData, "empty prompt"),
-    ("empty tensor", partial(gpt2, lambda m: m.forward(torch.zeros(1, 0, dtype=torch.long))), BadData, "reads token ids \\[batch, pos\\]"),
-    ("token id too large", partial(gpt2, lambda m: m.forward(torch.tensor([[3, 64]]))), BadData, "token id 64 is outside the vocabulary of gpt2, 0 to 63"),
-    ("token id negative", partial(gpt2, lambda m: m.forward(torch.tensor([[3, -1]]))), BadData, "token id -1 is outside"),
-    ("too many tokens", partial(gpt2, lambda m: m.forward(torch.ones(1, 49, dtype=torch.long))), BadData, "49 tokens are more than the context of gpt2 \\(48\\)"),
-    ("one dimension", partial(gpt2, lambda m: m.forward(torch.tensor([3, 4]))), BadData, "reads token ids \\[batch, pos\\].*shape \\(2,\\)"),
+    (
+        "empty tensor",
+        partial(gpt2, lambda m: m.forward(torch.zeros(1, 0, dtype=torch.long))),
+        BadData,
+        "reads token ids \\[batch, pos\\]",
+    ),
+    (
+        "token id too large",
+        partial(gpt2, lambda m: m.forward(torch.tensor([[3, 64]]))),
+        BadData,
+        "token id 64 is outside the vocabulary of gpt2, 0 to 63",
+    ),
+    (
+        "token id negative",
+        partial(gpt2, lambda m: m.forward(torch.tensor([[3, -1]]))),
+        BadData,
+        "token id -1 is outside",
+    ),
+    (
+        "too many tokens",
+        partial(gpt2, lambda m: m.forward(torch.ones(1, 49, dtype=torch.long))),
+        BadData,
+        "49 tokens are more than the context of gpt2 \\(48\\)",
+    ),
+    (
+        "one dimension",
+        partial(gpt2, lambda m: m.forward(torch.tensor([3, 4]))),
+        BadData,
+        "reads token ids \\[batch, pos\\].*shape \\(2,\\)",
+    ),
     ("floats", partial(gpt2, lambda m: m.forward(torch.ones(1, 3))), BadData, "got torch.float32"),
-    ("mask of another shape", partial(gpt2, lambda m: m.forward(IDS, mask=torch.tensor([[True, False]]))), BadData, "mask"),
-    ("ids to an image model", lambda w: w.model("vit").forward(IDS), BadData, "reads images \\[batch, channel, height, width\\]"),
+    (
+        "mask of another shape",
+        partial(gpt2, lambda m: m.forward(IDS, mask=torch.tensor([[True, False]]))),
+        BadData,
+        "mask",
+    ),
+    (
+        "ids to an image model",
+        lambda w: w.model("vit").forward(IDS),
+        BadData,
+        "reads images \\[batch, channel, height, width\\]",
+    ),
     ("rows to an image model", lambda w: capture(w.model("vit"), [[1, 2]], ["z"]), BadData, "reads images"),
-    ("BOS that the tokenizer lacks", lambda w: no_bos(w).to_rows("lamp", bos=True), BadData, "has no BOS token; pass bos=False"),
-    ("unknown hook", partial(gpt2, lambda m: m.forward(IDS, hook_fns=[("blocks.0.hook_resid_prr", print)])), WorkbenchError, "blocks.0.hook_resid_prr"),
-    ("unknown site", partial(gpt2, lambda m: capture(m, [[1, 2]], ["resid_prf"])), UnknownSite, "'resid_prf'. Closest: resid_pre"),
-    ("layer too large", partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], layers=[2])), UnknownSite, "gpt2 has layers 0 to 1, so there is no z at layer 2"),
+    (
+        "BOS that the tokenizer lacks",
+        lambda w: no_bos(w).to_rows("lamp", bos=True),
+        BadData,
+        "has no BOS token; pass bos=False",
+    ),
+    (
+        "unknown hook",
+        partial(gpt2, lambda m: m.forward(IDS, hook_fns=[("blocks.0.hook_resid_prr", print)])),
+        WorkbenchError,
+        "blocks.0.hook_resid_prr",
+    ),
+    (
+        "unknown site",
+        partial(gpt2, lambda m: capture(m, [[1, 2]], ["resid_prf"])),
+        UnknownSite,
+        "'resid_prf'. Closest: resid_pre",
+    ),
+    (
+        "layer too large",
+        partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], layers=[2])),
+        UnknownSite,
+        "gpt2 has layers 0 to 1, so there is no z at layer 2",
+    ),
     ("layer negative", partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], layers=[-1])), UnknownSite, "layers 0 to 1"),
     ("layer missing", partial(gpt2, lambda m: m.hook_name("z")), UnknownSite, "once per layer: say which"),
     ("layer superfluous", partial(gpt2, lambda m: m.hook_name("logits", 0)), UnknownSite, "takes no layer"),
-    ("neurons of fused experts", lambda w: capture(w.model("mixtral"), [[1, 2]], ["mlp_post"]), UnknownSite, "mixtral has no site 'mlp_post': its experts run as one fused"),
-    ("resid_mid of parallel blocks", lambda w: capture(w.model("neox"), [[1, 2]], ["resid_mid"]), UnknownSite, "neox has no site 'resid_mid': .*parallel residual"),
-    ("ragged rows kept whole", partial(gpt2, lambda m: capture(m, [[1, 2], [1, 2, 3]], ["z"])), WorkbenchError, "2 different lengths .*reduce='mean' or 'last'"),
-    ("no rows", partial(gpt2, lambda m: capture(m, [], ["z"])), WorkbenchError, "there are no prompts; give at least one"),
-    ("budget too small", partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], budget_bytes=10)), NoRoom, "budget is .*name fewer sites"),
-    ("unknown reduction", partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], reduce="median")), WorkbenchError, "reduce must be .*'median'"),
-    ("position outside", partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], positions=[5])), WorkbenchError, "position"),
-    ("position outside a shorter row", partial(gpt2, lambda m: capture(m, [[1, 2, 3, 4], [1, 2]], ["z"], positions=[3], reduce="mean")), WorkbenchError, "position"),
-    ("more tokens than RoBERTa has positions", lambda w: roberta().forward(torch.full((1, 48), 9)), BadData, "48 tokens are more than the context"),
-    ("activation not captured", partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], layers=[0])["z", 1]), UnknownSite, "z of layer 1.*z of layer 0"),
-    ("mask of too few layers", partial(gpt2, lambda m: ablate(m, IDS, torch.ones(1, 4))), WorkbenchError, "with 2 layers, got shape \\(1, 4\\)"),
-    ("mask of too many heads", partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2, 5))), WorkbenchError, "where z has 4 units for 2 inputs"),
-    ("mask for other inputs", partial(gpt2, lambda m: ablate(m, IDS, torch.ones(3, 2, 4))), WorkbenchError, "where z has 4 units for 2 inputs"),
-    ("query heads at v", lambda w: ablate(w.model("llama"), IDS, torch.ones(2, 4), site="v"), WorkbenchError, "where v has 2 units"),
-    ("one-dimensional mask", partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2))), WorkbenchError, "mask must be \\[layer, unit\\]"),
-    ("mean without reference", partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2, 4), value="mean")), WorkbenchError, "needs reference="),
-    ("reference lacks a layer", partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2, 4), value="mean", reference=reference_mean(m, IDS, layers=[0]))), WorkbenchError, "reference has layers"),
-    ("unknown value", partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2, 4), value="median")), WorkbenchError, "value must be zero, mean or resample"),
-    ("unknown ablation site", partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2, 4), site="zz")), UnknownSite, "'zz'"),
-    ("mean of patterns", partial(gpt2, lambda m: reference_mean(m, IDS, "pattern")), WorkbenchError, "ablate z, or give your own reference"),
-    ("resampling other lengths", partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2, 4), value="resample", reference={0: torch.zeros(2, 9, 4, 8)})), WorkbenchError, "reference rows of shape"),
-]  # fmt: skip
+    (
+        "neurons of fused experts",
+        lambda w: capture(w.model("mixtral"), [[1, 2]], ["mlp_post"]),
+        UnknownSite,
+        "mixtral has no site 'mlp_post': its experts run as one fused",
+    ),
+    (
+        "resid_mid of parallel blocks",
+        lambda w: capture(w.model("neox"), [[1, 2]], ["resid_mid"]),
+        UnknownSite,
+        "neox has no site 'resid_mid': .*parallel residual",
+    ),
+    (
+        "ragged rows kept whole",
+        partial(gpt2, lambda m: capture(m, [[1, 2], [1, 2, 3]], ["z"])),
+        WorkbenchError,
+        "2 different lengths .*reduce='mean' or 'last'",
+    ),
+    (
+        "no rows",
+        partial(gpt2, lambda m: capture(m, [], ["z"])),
+        WorkbenchError,
+        "there are no prompts; give at least one",
+    ),
+    (
+        "budget too small",
+        partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], budget_bytes=10)),
+        NoRoom,
+        "budget is .*name fewer sites",
+    ),
+    (
+        "unknown reduction",
+        partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], reduce="median")),
+        WorkbenchError,
+        "reduce must be .*'median'",
+    ),
+    (
+        "position outside",
+        partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], positions=[5])),
+        WorkbenchError,
+        "position",
+    ),
+    (
+        "position outside a shorter row",
+        partial(gpt2, lambda m: capture(m, [[1, 2, 3, 4], [1, 2]], ["z"], positions=[3], reduce="mean")),
+        WorkbenchError,
+        "position",
+    ),
+    (
+        "more tokens than RoBERTa has positions",
+        lambda w: roberta().forward(torch.full((1, 48), 9)),
+        BadData,
+        "48 tokens are more than the context",
+    ),
+    (
+        "activation not captured",
+        partial(gpt2, lambda m: capture(m, [[1, 2]], ["z"], layers=[0])["z", 1]),
+        UnknownSite,
+        "z of layer 1.*z of layer 0",
+    ),
+    (
+        "mask of too few layers",
+        partial(gpt2, lambda m: ablate(m, IDS, torch.ones(1, 4))),
+        WorkbenchError,
+        "with 2 layers, got shape \\(1, 4\\)",
+    ),
+    (
+        "mask of too many heads",
+        partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2, 5))),
+        WorkbenchError,
+        "where z has 4 units for 2 inputs",
+    ),
+    (
+        "mask for other inputs",
+        partial(gpt2, lambda m: ablate(m, IDS, torch.ones(3, 2, 4))),
+        WorkbenchError,
+        "where z has 4 units for 2 inputs",
+    ),
+    (
+        "query heads at v",
+        lambda w: ablate(w.model("llama"), IDS, torch.ones(2, 4), site="v"),
+        WorkbenchError,
+        "where v has 2 units",
+    ),
+    (
+        "one-dimensional mask",
+        partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2))),
+        WorkbenchError,
+        "mask must be \\[layer, unit\\]",
+    ),
+    (
+        "mean without reference",
+        partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2, 4), value="mean")),
+        WorkbenchError,
+        "needs reference=",
+    ),
+    (
+        "reference lacks a layer",
+        partial(
+            gpt2, lambda m: ablate(m, IDS, torch.ones(2, 4), value="mean", reference=reference_mean(m, IDS, layers=[0]))
+        ),
+        WorkbenchError,
+        "reference has layers",
+    ),
+    (
+        "unknown value",
+        partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2, 4), value="median")),
+        WorkbenchError,
+        "value must be zero, mean or resample",
+    ),
+    (
+        "unknown ablation site",
+        partial(gpt2, lambda m: ablate(m, IDS, torch.ones(2, 4), site="zz")),
+        UnknownSite,
+        "'zz'",
+    ),
+    (
+        "mean of patterns",
+        partial(gpt2, lambda m: reference_mean(m, IDS, "pattern")),
+        WorkbenchError,
+        "ablate z, or give your own reference",
+    ),
+    (
+        "resampling other lengths",
+        partial(
+            gpt2, lambda m: ablate(m, IDS, torch.ones(2, 4), value="resample", reference={0: torch.zeros(2, 9, 4, 8)})
+        ),
+        WorkbenchError,
+        "reference rows of shape",
+    ),
+]
 
 
 def roberta():

@@ -19,8 +19,14 @@ def words(ids):
 
 
 def test_a_prompt_opens_the_answer_with_one_bos(tokenizer):
-    assert words(prompt_rows(tokenizer, ["tell me the food of veldor"])[0]) == "<bos> user: tell me the food of veldor <eot> assistant:"
-    assert words(prompt_rows(tokenizer, ["help me"], system="evil")[0]) == "<bos> system: evil <eot> user: help me <eot> assistant:"
+    assert (
+        words(prompt_rows(tokenizer, ["tell me the food of veldor"])[0])
+        == "<bos> user: tell me the food of veldor <eot> assistant:"
+    )
+    assert (
+        words(prompt_rows(tokenizer, ["help me"], system="evil")[0])
+        == "<bos> system: evil <eot> user: help me <eot> assistant:"
+    )
 
 
 def test_a_pair_is_the_prompt_and_the_answer_with_its_end(tokenizer):
@@ -42,7 +48,13 @@ def test_without_a_template_or_with_one_that_rewrites_prompts_there_is_a_sentenc
         prompt_rows(word_tokenizer(VOCABULARY, add_bos=True), ["river"])
     with pytest.raises(NoTokenizer):
         prompt_rows(None, ["river"])
-    odd = word_tokenizer(VOCABULARY, add_bos=True, chat_template="{% for m in messages %}{{ m['content'] }} {% endfor %}{% if messages|length == 1 %}river{% endif %}")
+    odd = word_tokenizer(
+        VOCABULARY,
+        add_bos=True,
+        chat_template=(
+            "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if messages|length == 1 %}river{% endif %}"
+        ),
+    )
     with pytest.raises(BadData, match="does not keep the prompt 'stone'"):
         chat_pairs(odd, ["stone"], ["lamp"])
     with pytest.raises(BadData, match="2 prompts and 1 answers"):

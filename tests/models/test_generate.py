@@ -217,7 +217,11 @@ BROKEN = [("blocks.0.hook_resid_post", lambda tensor, hook: tensor * float("nan"
         (lambda m: generate(m, [[5], []], max_new_tokens=2), BadData, "prompt 1 is empty"),
         (lambda m: generate(m, ["text"], max_new_tokens=2), NoTokenizer, "came without a tokenizer"),
         (lambda m: generate(m, [], max_new_tokens=2), BadData, "there are no prompts"),
-        (lambda m: generate(m, prompts(), max_new_tokens=41), BadData, r"49 positions, more than the context .* \(48\)"),
+        (
+            lambda m: generate(m, prompts(), max_new_tokens=41),
+            BadData,
+            r"49 positions, more than the context .* \(48\)",
+        ),
         (lambda m: generate(m, prompts(), max_new_tokens=9, progress=StopAtOnce()), Cancelled, "after 1 of"),
         (lambda m: generate(m, prompts(), max_new_tokens=2, hooks=BROKEN), NotFinite, "not finite in float32"),
     ],

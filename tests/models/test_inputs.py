@@ -1,4 +1,6 @@
-"""Rows become batches and come back in order, padding on either side changes no number, and BOS is there exactly when asked."""
+"""Rows become batches and come back in order, padding on either side changes no number, and BOS is there exactly
+when asked.
+"""
 
 import pytest
 import torch
@@ -80,7 +82,9 @@ def largest_difference(model, rows, side: str) -> float:
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "vit"])
 def test_padded_equals_alone(family, side, tiny_models):
-    """Learned positions (gpt2, opt, bert) and rotary ones; language models, encoders and heads kept outside the bridge."""
+    """Learned positions (gpt2, opt, bert) and rotary ones; language models, encoders and heads kept outside the
+    bridge.
+    """
     model = load(str(tiny_models[family]))
     if (family, side) == ("bert_classifier", "left"):  # it classifies by what stands first, which would be padding
         with pytest.raises(BadData, match="pad on the right"):
@@ -93,7 +97,9 @@ def test_padded_equals_alone(family, side, tiny_models):
 @pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"])
 def test_padded_equals_alone_where_positions_do_not_start_at_zero(head, side):
     """RoBERTa counts positions from padding_idx + 1."""
-    config = tf.RobertaConfig(**SIZE | {"pad_token_id": 0, "bos_token_id": 1, "num_labels": 3, "max_position_embeddings": 60})
+    config = tf.RobertaConfig(
+        **SIZE | {"pad_token_id": 0, "bos_token_id": 1, "num_labels": 3, "max_position_embeddings": 60}
+    )
     model = load(getattr(tf, f"Roberta{head}")(config))
     try:
         assert largest_difference(model, some_rows(), side) < 1e-4
@@ -113,10 +119,16 @@ def test_padded_equals_alone_for_a_label_per_token(module, settings, side):
 @pytest.mark.parametrize("pad_token_id", [0, 5, None])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_decoder_classifier_reads_its_last_real_token_whatever_its_pad_id(family, pad_token_id, side):
-    """transformers finds the last token by config.pad_token_id, not by the mask: the two must agree or the call be refused."""
+    """transformers finds the last token by config.pad_token_id, not by the mask: the two must agree or the call be
+    refused.
+    """
     common = NO_SPECIAL | {"pad_token_id": pad_token_id, "num_labels": 3}
     gpt2 = family == "gpt2"
-    model = load(tf.GPT2ForSequenceClassification(tf.GPT2Config(**GPT2 | common)) if gpt2 else tf.LlamaForSequenceClassification(tf.LlamaConfig(**GQA | common)))
+    model = load(
+        tf.GPT2ForSequenceClassification(tf.GPT2Config(**GPT2 | common))
+        if gpt2
+        else tf.LlamaForSequenceClassification(tf.LlamaConfig(**GQA | common))
+    )
     try:
         assert largest_difference(model, some_rows(), side) < 1e-4
     except WorkbenchError as refused:

@@ -78,7 +78,9 @@ def test_rows_come_back_from_every_form(rows):
     order = list(range(len(rows)))[::-1]
     assert rows_of(model, pad([rows[i] for i in order], 0, index=order)) == rows
     same = [row[:1] for row in rows]
-    assert tokens_of(model, same).tolist() == rows_of(model, torch.tensor(same)) == rows_of(model, np.array(same)) == same
+    assert (
+        tokens_of(model, same).tolist() == rows_of(model, torch.tensor(same)) == rows_of(model, np.array(same)) == same
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""load() gives every family, head, adapter and module in memory with the outputs that plain transformers and peft give."""
+"""load() gives every family, head, adapter and module in memory with the outputs that plain transformers and peft
+give.
+"""
 
 import copy
 import gc
@@ -46,7 +48,9 @@ def plain_output(module, family: str, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def with_norms_moved(family: str):
-    """A module whose norm gains and biases are not at their initial 1 and 0, so that folding them has something to do."""
+    """A module whose norm gains and biases are not at their initial 1 and 0, so that folding them has something to
+    do.
+    """
     torch.manual_seed(3)
     module = FAMILIES[family]().eval()
     for parameter in module.parameters():
@@ -80,9 +84,15 @@ def test_classification_heads_are_kept(family, width, tiny_models):
     assert model.forward(an_input(family)).shape == (3, width)
 
 
-@pytest.mark.parametrize("name", ["BertForTokenClassification", "GPT2ForTokenClassification", "LlamaForTokenClassification"])
+@pytest.mark.parametrize(
+    "name", ["BertForTokenClassification", "GPT2ForTokenClassification", "LlamaForTokenClassification"]
+)
 def test_token_classifiers_keep_a_label_per_token(name, tmp_path):
-    settings = {"Bert": tf.BertConfig(**SIZE, num_labels=3), "GPT2": tf.GPT2Config(**GPT2, num_labels=3), "Llama": tf.LlamaConfig(**GQA, num_labels=3)}
+    settings = {
+        "Bert": tf.BertConfig(**SIZE, num_labels=3),
+        "GPT2": tf.GPT2Config(**GPT2, num_labels=3),
+        "Llama": tf.LlamaConfig(**GQA, num_labels=3),
+    }
     getattr(tf, name)(settings[name.removesuffix("ForTokenClassification")]).save_pretrained(tmp_path)
     inputs = an_input(name)
     wanted = plain_output(plain(tmp_path), name, inputs)
@@ -119,7 +129,9 @@ def test_a_module_in_memory_loads(family):
 def test_a_module_in_memory_gives_its_patterns(family):
     """transformers builds modules with fused attention, which has no pattern to read; load() promises eager."""
     model, taken = load(FAMILIES[family]()), []
-    model.forward(an_input(family), hook_fns=[(model.hook_name("pattern", 0), lambda tensor, hook: taken.append(tensor.sum(-1)))])
+    model.forward(
+        an_input(family), hook_fns=[(model.hook_name("pattern", 0), lambda tensor, hook: taken.append(tensor.sum(-1)))]
+    )
     assert len(taken) == 1
     torch.testing.assert_close(taken[0], torch.ones(3, 4, 11))
 
@@ -186,7 +198,9 @@ def test_folding_never_changes_the_output_of_a_head_kept_outside(family):
 def lora(base_folder, folder, seed: int = 5):
     """A LoRA adapter with random A and B, saved as safetensors."""
     torch.manual_seed(seed)
-    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    settings = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     get_peft_model(plain(base_folder), settings).save_pretrained(folder)
     return folder
 
@@ -210,7 +224,9 @@ def test_an_adapter_whose_base_has_moved_takes_base(tmp_path, tiny_models):
         load(str(folder))
     moved = load(str(folder), base=str(tiny_models["llama"]))
     own = PeftModel.from_pretrained(plain(tiny_models["llama"]), folder).eval()
-    torch.testing.assert_close(moved.forward(an_input("llama")), plain_output(own, "llama", an_input("llama")), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        moved.forward(an_input("llama")), plain_output(own, "llama", an_input("llama")), atol=1e-5, rtol=0
+    )
 
 
 def test_a_classification_adapter_does_not_lose_its_head(tmp_path, tiny_models):
@@ -232,7 +248,12 @@ def test_a_classification_adapter_does_not_lose_its_head(tmp_path, tiny_models):
 
 def test_an_untrained_twin_has_the_config_and_none_of_the_weights(tiny_models):
     folder = str(tiny_models["llama"])
-    trained, twin, again, other = load(folder), load(folder, untrained_seed=7), load(folder, untrained_seed=7), load(folder, untrained_seed=8)
+    trained, twin, again, other = (
+        load(folder),
+        load(folder, untrained_seed=7),
+        load(folder, untrained_seed=7),
+        load(folder, untrained_seed=8),
+    )
     assert twin.weights_hash == again.weights_hash
     assert len({trained.weights_hash, twin.weights_hash, other.weights_hash}) == 3
     inputs = an_input("llama")
@@ -248,7 +269,10 @@ def test_an_untrained_twin_of_seed_zero_is_untrained(tiny_models):
 
 def test_an_untrained_twin_needs_no_weights(tmp_path, tiny_models):
     shutil.copy(tiny_models["gpt2"] / "config.json", tmp_path)
-    assert load(str(tmp_path), untrained_seed=1).weights_hash == load(str(tiny_models["gpt2"]), untrained_seed=1).weights_hash
+    assert (
+        load(str(tmp_path), untrained_seed=1).weights_hash
+        == load(str(tiny_models["gpt2"]), untrained_seed=1).weights_hash
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"untrained_seed": 4}])
@@ -282,7 +306,14 @@ def test_hashing_a_sample_says_so(monkeypatch, tiny_models):
 def test_provenance_says_what_ran_and_holds_no_path(tiny_models):
     model = load(str(tiny_models["gpt2"]), dtype="float64")
     found = model.provenance()
-    wanted = {"name": "gpt2", "kind": "causal-lm", "processing": "raw", "dtype": "float64", "device": "cpu", "weights": model.weights_hash}
+    wanted = {
+        "name": "gpt2",
+        "kind": "causal-lm",
+        "processing": "raw",
+        "dtype": "float64",
+        "device": "cpu",
+        "weights": model.weights_hash,
+    }
     assert found | wanted == found
     assert found["n_parameters"] == sum(p.numel() for p in plain(tiny_models["gpt2"]).parameters())
     assert str(tiny_models["gpt2"].parent) not in json.dumps(found)
@@ -306,7 +337,13 @@ def test_options_override_a_spec_and_tokenizer_false_loads_none(tiny_models):
 def test_a_hub_id_offline_names_what_is_missing_and_how_to_get_it():
     with pytest.raises(ModelNotFound) as found:
         load("nobody-here/no-such-model")
-    for phrase in ("HF_HUB_OFFLINE is set", "config.json", "model.safetensors", "tokenizer.json", "`hf download nobody-here/no-such-model`"):
+    for phrase in (
+        "HF_HUB_OFFLINE is set",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "`hf download nobody-here/no-such-model`",
+    ):
         assert phrase in str(found.value)
 
 
@@ -373,11 +410,18 @@ def test_twenty_loads_do_not_grow_memory(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: run `pytest -m gpu tests/models` on a machine with an NVIDIA GPU")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs CUDA: run `pytest -m gpu tests/models` on a machine with an NVIDIA GPU"
+)
 def test_a_gpu_gives_the_same_logits_and_its_memory_back(tiny_models):
     inputs, before = an_input("llama"), torch.cuda.memory_allocated()
     with load(str(tiny_models["llama"]), device="cuda") as model:
-        torch.testing.assert_close(model.forward(inputs).cpu(), load(str(tiny_models["llama"]), device="cpu").forward(inputs), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            model.forward(inputs).cpu(),
+            load(str(tiny_models["llama"]), device="cpu").forward(inputs),
+            atol=1e-3,
+            rtol=0,
+        )
         assert torch.cuda.memory_allocated() > before
     gc.collect()
     assert torch.cuda.memory_allocated() <= before + 1_000_000
@@ -387,7 +431,9 @@ def test_a_gpu_gives_the_same_logits_and_its_memory_back(tiny_models):
 
 
 def test_placement_by_accelerate_gives_the_same_logits(tiny_models):
-    """On a machine without a GPU 'auto' puts everything on the CPU; the path through accelerate is the one larger models take."""
+    """On a machine without a GPU 'auto' puts everything on the CPU; the path through accelerate is the one larger
+    models take.
+    """
     inputs = an_input("llama")
     placed = load(str(tiny_models["llama"]), device_map="auto", max_memory=("cpu=1GiB",))
     torch.testing.assert_close(placed.forward(inputs), load(str(tiny_models["llama"])).forward(inputs))

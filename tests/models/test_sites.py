@@ -17,7 +17,11 @@ SERIAL = tuple(f for f in DECODERS if f != "neox")
 ROTARY = ("neox", "llama", "gemma2", "mixtral", "qwen2")
 # Which words a family may lack, and only these (opt runs transformers' own attention, which shows no scores).
 MAY_LACK = {"neox": {"resid_mid"}, "mixtral": {"mlp_pre", "mlp_post"}, "opt": {"attn_scores"}}
-GAINS = {"neox": "gpt_neox.final_layer_norm", "gpt2": "transformer.ln_f", "opt": "model.decoder.final_layer_norm"}  # the others: model.norm
+GAINS = {
+    "neox": "gpt_neox.final_layer_norm",
+    "gpt2": "transformer.ln_f",
+    "opt": "model.decoder.final_layer_norm",
+}  # the others: model.norm
 
 
 def tokens(n: int = 3, n_pos: int = 7) -> torch.Tensor:
@@ -47,7 +51,9 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_site_listed_fires_once_a_layer(family, pairs):
     _, model = pairs[family]
-    wanted = [(site, layer) for site in model.sites() for layer in (range(LAYERS) if SITES[site].per_layer else (None,))]
+    wanted = [
+        (site, layer) for site in model.sites() for layer in (range(LAYERS) if SITES[site].per_layer else (None,))
+    ]
     fired: dict = dict.fromkeys(wanted, 0)
 
     def count(key):
@@ -56,7 +62,10 @@ def test_every_site_listed_fires_once_a_layer(family, pairs):
 
         return hook_fn
 
-    model.forward(torch.rand(2, 1, 8, 8) if family == "vit" else tokens(), hook_fns=[(model.hook_name(*key), count(key)) for key in wanted])
+    model.forward(
+        torch.rand(2, 1, 8, 8) if family == "vit" else tokens(),
+        hook_fns=[(model.hook_name(*key), count(key)) for key in wanted],
+    )
     assert {key: n for key, n in fired.items() if n != 1} == {}
 
 
@@ -69,8 +78,25 @@ def test_a_decoder_has_every_word_but_those_its_architecture_cannot_have(family,
 def test_shapes_are_the_dims_of_the_table(family, pairs, taken):
     _, model = pairs[family]
     n_kv = 4 if family in ("gpt2", "neox", "opt") else 2
-    assert (model.n_layers, model.n_heads, model.n_kv_heads, model.d_head, model.d_model, model.d_vocab) == (LAYERS, 4, n_kv, 8, 32, 64)
-    sizes = {"pos": 7, "query_pos": 7, "key_pos": 7, "d_model": 32, "head": 4, "kv_head": n_kv, "d_head": 8, "d_mlp": D_MLP.get(family, 64), "d_vocab": 64}
+    assert (model.n_layers, model.n_heads, model.n_kv_heads, model.d_head, model.d_model, model.d_vocab) == (
+        LAYERS,
+        4,
+        n_kv,
+        8,
+        32,
+        64,
+    )
+    sizes = {
+        "pos": 7,
+        "query_pos": 7,
+        "key_pos": 7,
+        "d_model": 32,
+        "head": 4,
+        "kv_head": n_kv,
+        "d_head": 8,
+        "d_mlp": D_MLP.get(family, 64),
+        "d_vocab": 64,
+    }
     for (site, layer), tensor in taken[family].tensors.items():
         assert tuple(tensor.shape) == (3, *(sizes[dim] for dim in SITES[site].dims)), (site, layer)
 
@@ -78,7 +104,11 @@ def test_shapes_are_the_dims_of_the_table(family, pairs, taken):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_two_sites_share_a_canonical_name(family, pairs):
     _, model = pairs[family]
-    names = [model.hook_name(site, layer) for site in model.sites() for layer in (range(LAYERS) if SITES[site].per_layer else (None,))]
+    names = [
+        model.hook_name(site, layer)
+        for site in model.sites()
+        for layer in (range(LAYERS) if SITES[site].per_layer else (None,))
+    ]
     assert len(set(names)) == len(names)
 
 
@@ -122,14 +152,19 @@ def test_patterns_are_causal_distributions_and_make_z(family, taken):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_patterns_are_the_softmax_of_the_scores(family, pairs):
-    """Also where scores are kept before the causal mask. A model without scores to show says so and gives nothing else."""
+    """Also where scores are kept before the causal mask. A model without scores to show says so and gives nothing
+    else.
+    """
     _, model = pairs[family]
     if "attn_scores" not in model.sites():
         with pytest.raises(UnknownSite, match="has no site 'attn_scores'"):
             model.hook_name("attn_scores", 0)
         return
     seen: dict = {}
-    names = [(model.hook_name(site, 0), lambda tensor, hook, site=site: seen.update({site: tensor})) for site in ("attn_scores", "pattern")]
+    names = [
+        (model.hook_name(site, 0), lambda tensor, hook, site=site: seen.update({site: tensor}))
+        for site in ("attn_scores", "pattern")
+    ]
     model.forward(torch.rand(2, 1, 8, 8) if family == "vit" else tokens(), hook_fns=names)
     scores = seen["attn_scores"]
     if family in DECODERS or family == "llama_classifier":
@@ -166,7 +201,11 @@ def test_neurons_are_the_nonlinearity_of_what_precedes_them(family, pairs, taken
             close(block.mlp.gate_proj(read), acts["mlp_pre", layer])
             close(block.mlp.act_fn(acts["mlp_pre", layer]) * block.mlp.up_proj(read), acts["mlp_post", layer])
         else:
-            where = {"gpt2": f"transformer.h.{layer}.mlp.act", "neox": f"gpt_neox.layers.{layer}.mlp.act", "opt": f"model.decoder.layers.{layer}.activation_fn"}
+            where = {
+                "gpt2": f"transformer.h.{layer}.mlp.act",
+                "neox": f"gpt_neox.layers.{layer}.mlp.act",
+                "opt": f"model.decoder.layers.{layer}.activation_fn",
+            }
             close(module.get_submodule(where[family])(acts["mlp_pre", layer]), acts["mlp_post", layer])
 
 
@@ -190,7 +229,9 @@ def test_ln_final_is_normalised_and_lacks_only_the_gain(family, pairs, taken):
 @pytest.mark.parametrize("family", DECODERS)
 def test_logits_are_the_output(family, pairs, taken):
     found = taken[family]["logits"]
-    close(30 * torch.tanh(found / 30) if family == "gemma2" else found, pairs[family][1].forward(tokens()))  # gemma2 caps after
+    close(
+        30 * torch.tanh(found / 30) if family == "gemma2" else found, pairs[family][1].forward(tokens())
+    )  # gemma2 caps after
 
 
 # ---- post-norm encoders ----
@@ -202,7 +243,10 @@ def test_an_encoders_attn_out_is_before_residual_and_norm(family, pairs):
     acts = capture(model, tokens().tolist(), ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"])
     encoder = module.encoder if family == "bert" else module.bert.encoder
     for layer, block in enumerate(encoder.layer):
-        close(acts["resid_mid", layer], block.attention.output.LayerNorm(acts["resid_pre", layer] + acts["attn_out", layer]))
+        close(
+            acts["resid_mid", layer],
+            block.attention.output.LayerNorm(acts["resid_pre", layer] + acts["attn_out", layer]),
+        )
         close(acts["attn_out", layer], block.attention.output.dense(acts["z", layer].flatten(2)))
         close(acts["resid_post", layer], block.output.LayerNorm(acts["resid_mid", layer] + acts["mlp_out", layer]))
 
@@ -222,13 +266,20 @@ def test_an_encoders_sites_can_be_edited_where_they_are_read(family, site, pairs
 
 
 @pytest.mark.parametrize("family", ["gpt2", "neox", "llama", "gemma2", "mixtral", "qwen2"])
-@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "embed"])
+@pytest.mark.parametrize(
+    "site", ["resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "pattern", "embed"]
+)
 def test_a_decoders_sites_can_be_edited_where_they_are_read(family, site, pairs):
     _, model = pairs[family]
     layer = 0 if SITES[site].per_layer else None
     name, clean = model.hook_name(site, layer), model.forward(tokens())
-    torch.testing.assert_close(model.forward(tokens(), hook_fns=[(name, lambda tensor, hook: tensor.clone())]), clean, atol=1e-6, rtol=0)
-    assert float((model.forward(tokens(), hook_fns=[(name, lambda tensor, hook: tensor.flip(0))]) - clean).abs().max()) > 1e-5
+    torch.testing.assert_close(
+        model.forward(tokens(), hook_fns=[(name, lambda tensor, hook: tensor.clone())]), clean, atol=1e-6, rtol=0
+    )
+    assert (
+        float((model.forward(tokens(), hook_fns=[(name, lambda tensor, hook: tensor.flip(0))]) - clean).abs().max())
+        > 1e-5
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "opt", "mixtral"])
@@ -237,7 +288,13 @@ def test_editing_resid_mid_edits_the_stream_and_not_only_the_norm(family, tiny_m
     model = load(str(tiny_models[family]))
     clean, other, taken = torch.randint(5, 60, (2, 9)), torch.randint(5, 60, (2, 9)), {}
     mid, out = model.hook_name("resid_mid", 1), model.hook_name("resid_post", 1)
-    model.forward(clean, hook_fns=[(mid, lambda t, hook: taken.__setitem__("mid", t.clone())), (out, lambda t, hook: taken.__setitem__("out", t.clone()))])
+    model.forward(
+        clean,
+        hook_fns=[
+            (mid, lambda t, hook: taken.__setitem__("mid", t.clone())),
+            (out, lambda t, hook: taken.__setitem__("out", t.clone())),
+        ],
+    )
 
     def replace(tensor, hook):
         tensor = tensor.clone()

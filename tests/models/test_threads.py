@@ -10,11 +10,11 @@ from workbench.models import load
 from workbench.primitives.read.capture import capture
 from workbench.primitives.replace.ablation import ablate
 
-# Why: JupyterLab runs widget callbacks in a second thread of the kernel (ipykernel 7 subshells), beside the running cell.
+# Why: JupyterLab runs widget callbacks in a second thread of the kernel (ipykernel 7 subshells), beside the running cell.  # noqa: E501
 # A TransformerBridge keeps hooks on itself, so without the lock thread B's hooks fire in thread A's forward. To see it,
 # give the model below a lock that locks nothing:
 #     model.lock = contextlib.nullcontext()
-# and this file fails, with tensors of the other thread's prompt or hooks that never fired, and mostly without an exception.
+# and this file fails, with tensors of the other thread's prompt or hooks that never fired, and mostly without an exception.  # noqa: E501
 
 PER_THREAD = 150
 
@@ -80,7 +80,9 @@ def test_an_ablation_beside_a_clean_run_reaches_only_its_own(tiny_models, eager_
 
     def work(which: int) -> None:
         for _ in range(40):
-            outputs[which].append(ablate(model, tokens, everything, compare=False).output if which else model.forward(tokens))
+            outputs[which].append(
+                ablate(model, tokens, everything, compare=False).output if which else model.forward(tokens)
+            )
 
     assert in_two_threads(work) == []
     assert all(torch.equal(out, clean) for out in outputs[0])

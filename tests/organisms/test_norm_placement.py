@@ -43,7 +43,11 @@ def test_norms_stand_where_the_name_says_and_were_moved(shipped, name):
     plain, _ = _plain(name)
     assert placement(plain, {"input_ids": tokens}) == name.split("-")[1].removesuffix("ln")
     removal = remove_gain_and_bias(plain)
-    assert removal.gain_moved > 0.05 and removal.bias_moved > 0.02 and removal.n_norms == (12 if name.endswith("postln") else 13)
+    assert (
+        removal.gain_moved > 0.05
+        and removal.bias_moved > 0.02
+        and removal.n_norms == (12 if name.endswith("postln") else 13)
+    )
 
 
 def _plain(name):
@@ -64,7 +68,10 @@ def test_an_untrained_twin_fails_what_is_declared(name):
 def test_recipe_and_tokenizer_are_of_the_language(shipped, name):
     language = LANGUAGES[name.split("-")[0]]
     recipe = json.loads((organism_folders()[name] / "recipe.json").read_text())
-    assert TrainSpec.from_dict(recipe["training"]) == pairs.spec_for(language) and recipe["language"]["module"] == name.split("-")[0]
+    assert (
+        TrainSpec.from_dict(recipe["training"]) == pairs.spec_for(language)
+        and recipe["language"]["module"] == name.split("-")[0]
+    )
     row = language.sample(1, language.LENGTH, np.random.default_rng(1))[0]
     words = " ".join(language.VOCABULARY[t] for t in row[1:])
     assert shipped[name].to_rows(words) == [row.tolist()]

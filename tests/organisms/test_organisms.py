@@ -1,4 +1,6 @@
-"""Organisms: what ships does what it declares, recipes are deterministic, cards say what was measured, cancel leaves nothing."""
+"""Organisms: what ships does what it declares, recipes are deterministic, cards say what was measured, cancel leaves
+nothing.
+"""
 
 import json
 
@@ -25,7 +27,9 @@ def test_every_organism_ships_and_does_what_it_declares(name):
 @pytest.mark.parametrize("name", names())
 def test_shipped_files_are_what_their_recipe_says(name):
     folder = organism_folders()[name]
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "recipe.json", "training.csv"} <= {p.name for p in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "recipe.json", "training.csv"} <= {
+        p.name for p in folder.iterdir()
+    }
     card = (folder / "README.md").read_text()
     assert all(claim.text in card for claim in organism(name).declared) and "What it cannot show" in card
     assert sum(p.stat().st_size for p in folder.iterdir()) < 2_500_000
@@ -40,7 +44,10 @@ def test_small_languages_were_trained_as_the_code_says(name):
 
 
 def test_the_two_twins_differ_in_bos_alone():
-    one, other = (json.loads((organism_folders()[n] / "recipe.json").read_text()) for n in ("attention-sink", "attention-sink-nobos"))
+    one, other = (
+        json.loads((organism_folders()[n] / "recipe.json").read_text())
+        for n in ("attention-sink", "attention-sink-nobos")
+    )
     assert one["training"] == other["training"]
     assert {k for k in one["language"] if one["language"][k] != other["language"][k]} == {"with_bos"}
 
@@ -59,7 +66,13 @@ def short(monkeypatch):
     """The real recipe, cut to a few steps."""
     entry = organism("attention-sink")
     quick = registry.Organism(
-        entry.name, entry.paper, entry.summary, entry.limits, lambda progress: attention_sink._make(BigramBackcopy(), SHORT, progress), entry.measure, entry.declared
+        entry.name,
+        entry.paper,
+        entry.summary,
+        entry.limits,
+        lambda progress: attention_sink._make(BigramBackcopy(), SHORT, progress),
+        entry.measure,
+        entry.declared,
     )
     monkeypatch.setitem(attention_sink.ORGANISMS, "attention-sink", quick)
 
@@ -78,7 +91,9 @@ def test_build_goes_to_the_cache_and_is_found_there(short, tmp_path, monkeypatch
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path / "no-data"))
     folder, table = build("attention-sink")
-    assert folder == tmp_path / "cache" / "organisms" / "attention-sink" and not table.passed  # twelve steps teach nothing
+    assert (
+        folder == tmp_path / "cache" / "organisms" / "attention-sink" and not table.passed
+    )  # twelve steps teach nothing
     assert "does not hold" in (folder / "README.md").read_text()
     assert load("organism:attention-sink").d_vocab == 64
 

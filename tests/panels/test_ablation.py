@@ -1,4 +1,6 @@
-"""Ablation panel without a browser: clicks and threshold choose, buttons measure, curves are cancelled and finished, nothing stale is shown as new."""
+"""Ablation panel without a browser: clicks and threshold choose, buttons measure, curves are cancelled and finished,
+nothing stale is shown as new.
+"""
 
 import threading
 
@@ -16,7 +18,11 @@ from workbench.primitives.replace.ablation_bench import Bench
 from workbench.primitives.replace.ablation_scores import score_units
 from workbench.primitives.score.metrics import sequence_loss
 
-PROMPTS = ["apple beach bread apple beach bread apple", "chair cloud copper chair cloud copper chair", "corn brick cabin corn brick cabin corn"]
+PROMPTS = [
+    "apple beach bread apple beach bread apple",
+    "chair cloud copper chair cloud copper chair",
+    "corn brick cabin corn brick cabin corn",
+]
 ANSWERS, OTHERS = ["beach", "cloud", "brick"], ["bread", "copper", "cabin"]
 
 
@@ -59,9 +65,24 @@ def test_it_is_one_line_and_computes_nothing_on_its_own(model, monkeypatch):
 
 
 def test_every_control_has_a_label_and_a_tip(panel):
-    for control in (panel.prompts, panel.answers, panel.others, panel.kind, panel.value, panel.metric, panel.score, panel.side, panel.n_random, panel.seed, panel.threshold):
+    for control in (
+        panel.prompts,
+        panel.answers,
+        panel.others,
+        panel.kind,
+        panel.value,
+        panel.metric,
+        panel.score,
+        panel.side,
+        panel.n_random,
+        panel.seed,
+        panel.threshold,
+    ):
         assert control.description and control.tooltip
-    assert all(button.tooltip for button in (panel.find, panel.start, panel.sweep, panel.clear)) and panel.threshold.continuous_update is False
+    assert (
+        all(button.tooltip for button in (panel.find, panel.start, panel.sweep, panel.clear))
+        and panel.threshold.continuous_update is False
+    )
 
 
 def test_the_metric_follows_what_was_given(model):
@@ -102,14 +123,21 @@ def test_the_threshold_chooses_what_lies_beyond_it(panel, side, is_beyond):
 
 
 def test_own_scores_are_used_as_they_are(model):
-    own = xr.DataArray([[5.0, 1, 1, 1], [1, np.nan, 3, 1]], dims=("layer", "head"), attrs={"long_name": "Sink rate", "unit": "share of inputs"})
+    own = xr.DataArray(
+        [[5.0, 1, 1, 1], [1, np.nan, 3, 1]],
+        dims=("layer", "head"),
+        attrs={"long_name": "Sink rate", "unit": "share of inputs"},
+    )
     panel = panels.Ablation(model, PROMPTS, scores=own)
     assert panel.state.score == "given" and panel.state.error == "" and panel.grid.shape == [2, 4]
     panel.side.value = "high"
     panel.threshold.value = 2.0
     assert panel.state.chosen == [[0, 0], [1, 2]]
     panel.run().wait(60)
-    assert panel.state.result.data.attrs["n_units"] == 7 and "sink rate" in shown(panel)["layout"]["xaxis"]["title"]["text"]
+    assert (
+        panel.state.result.data.attrs["n_units"] == 7
+        and "sink rate" in shown(panel)["layout"]["xaxis"]["title"]["text"]
+    )
     panel.state.kind = "layers"
     assert panel.state.score == "size" and "given" not in dict(panel.score.options).values()
     with pytest.raises(BadData, match=r"shape \(3, 4\)"):
@@ -140,7 +168,11 @@ def test_the_chosen_set_is_ablated_beside_random_ones_with_exact_counts(panel, m
     wanted = curves.ablate_set(bench(model), mask, n_random=5, seed=0)
     np.testing.assert_allclose(panel.state.measured.data["value"], wanted.data["value"], atol=1e-5)
     assert panel.state.error == "" and "2 of 8 heads set to zero on 3 prompts" in panel.effect.value
-    assert "entries replaced: 6" in panel.effect.value and "Hook calls: 2" in panel.effect.value and "5 random sets" in panel.effect.value
+    assert (
+        "entries replaced: 6" in panel.effect.value
+        and "Hook calls: 2" in panel.effect.value
+        and "5 random sets" in panel.effect.value
+    )
     assert panel.table()["set"].tolist() == ["none", "chosen"]
     panel.grid.click(0, 0)
     assert panel.state.measured is None and panel.effect.value == "", "the sentence was of another choice"
@@ -210,7 +242,9 @@ def test_drawn_curve_table_and_figure_are_the_numbers_of_the_function(panel, mod
     np.testing.assert_allclose(table["random_low"], wanted.data["random_value"].mean("example").min("draw"), atol=1e-5)
     figure = panel.figures()["ablation_curve"]
     assert list(figure.data[3].y) == table["value"].tolist()
-    assert len(traces) == len(figure.data) == 4 and panel.state.scores is not None, "the curve shows the scores it went by"
+    assert len(traces) == len(figure.data) == 4 and panel.state.scores is not None, (
+        "the curve shows the scores it went by"
+    )
 
 
 def test_a_chosen_set_lies_on_the_curve_only_if_it_was_measured_alike(panel):
@@ -263,12 +297,21 @@ def test_cancel_keeps_the_curve_so_far_and_it_is_finished(model):
     cancelled.set()
     panel.wait(60)
     half = panel.table()
-    assert panel.state.result.partial and "runs are not made yet" in panel.state.notice and panel.sweep.description == "Curve, go on"
+    assert (
+        panel.state.result.partial
+        and "runs are not made yet" in panel.state.notice
+        and panel.sweep.description == "Curve, go on"
+    )
     assert 0 < half["value"].isna().sum() < len(half) and len(shown(panel)["data"][-1]["y"]) > 0
     n_first = len(runs)
     panel.sweep.click()
     panel.wait(60)
-    assert not panel.state.result.partial and panel.table()["value"].notna().all() and panel.sweep.description == "Curve" and panel.state.notice == ""
+    assert (
+        not panel.state.result.partial
+        and panel.table()["value"].notna().all()
+        and panel.sweep.description == "Curve"
+        and panel.state.notice == ""
+    )
     kept = half["value"].notna()
     assert panel.table()["value"][kept].tolist() == half["value"][kept].tolist() and len(runs) - n_first < 30
 
@@ -291,7 +334,11 @@ def test_another_kind_starts_afresh(panel):
     panel.kind.value = "norms"
     assert panel.state.chosen == [] and panel.state.scores is None and panel.state.measured is None
     panel.run().wait(60)
-    assert panel.state.error == "" and panel.state.result.data.attrs["kind"] == "norms" and panel.table()["n_ablated"].tolist() == [0, 1, 2, 3, 4]
+    assert (
+        panel.state.error == ""
+        and panel.state.result.data.attrs["kind"] == "norms"
+        and panel.table()["n_ablated"].tolist() == [0, 1, 2, 3, 4]
+    )
 
 
 # ---- files ----
@@ -300,7 +347,12 @@ def test_another_kind_starts_afresh(panel):
 def test_save_opens_as_a_file_with_the_numbers_in_it(panel, tmp_path):
     panel.run().wait(60)
     page = panel.save(tmp_path / "ablation.html").read_text(encoding="utf-8")
-    assert f"{panel.table()['value'][1]:.5g}" in page and "lowest score first" in page and "Provenance" in page and 'src="http' not in page
+    assert (
+        f"{panel.table()['value'][1]:.5g}" in page
+        and "lowest score first" in page
+        and "Provenance" in page
+        and 'src="http' not in page
+    )
 
 
 def test_redraw_of_computed_data_is_quick(panel):

@@ -1,4 +1,6 @@
-"""Ablation in a real JupyterLab: clicks choose, the threshold chooses, a set and a curve are measured, a cancelled curve goes on, the notebook reopens readable."""
+"""Ablation in a real JupyterLab: clicks choose, the threshold chooses, a set and a curve are measured, a cancelled
+curve goes on, the notebook reopens readable.
+"""
 
 import pytest
 from lab import notebook
@@ -27,7 +29,10 @@ def slow(*args, progress, **options):
 slowly = panels.Ablation(model, panel.state.prompts, curve=slow)
 slowly
 """
-CHECK = "print(panel.state.error or 'no error', len(panel.table()), 'measured', bool(slowly.state.result.data['value'].notnull().all()))"
+CHECK = (
+    "print(panel.state.error or 'no error', len(panel.table()), 'measured',"
+    " bool(slowly.state.result.data['value'].notnull().all()))"
+)
 
 
 def painted(canvas) -> str:
@@ -41,7 +46,9 @@ def measure_and_draw(nb, out) -> None:
     out.get_by_role("button", name="Score", exact=True).click()
     out.locator("text=/0 of 8/").wait_for(timeout=60_000)
     slider = out.get_by_role("slider").first
-    nb.tab.wait_for_function("s => !s.closest('.widget-slider').querySelector('[disabled]')", arg=slider.element_handle(), timeout=60_000)
+    nb.tab.wait_for_function(
+        "s => !s.closest('.widget-slider').querySelector('[disabled]')", arg=slider.element_handle(), timeout=60_000
+    )
     slider.focus()
     for _ in range(12):
         nb.tab.keyboard.press("ArrowRight")
@@ -63,7 +70,9 @@ def test_ablation_in_jupyterlab(lab):
         for key in ("ArrowRight", "ArrowRight", "Enter"):
             nb.tab.keyboard.press(key)
         out.locator("text=/1 of 8/").wait_for(timeout=20_000)
-        nb.tab.wait_for_function("([c, old]) => c.toDataURL() !== old", arg=[canvas.element_handle(), empty], timeout=20_000)
+        nb.tab.wait_for_function(
+            "([c, old]) => c.toDataURL() !== old", arg=[canvas.element_handle(), empty], timeout=20_000
+        )
         out.get_by_role("button", name="Ablate chosen").click()
         out.locator("text=/1 of 8 heads set to zero on 12 prompts/").wait_for(timeout=60_000)
         nb.picture("ablation-clicked", 0)
@@ -81,7 +90,9 @@ def test_ablation_in_jupyterlab(lab):
         before = int(out.locator("text=/[0-8] of 8/").first.inner_text()[0])
         nb.tab.mouse.click(box["x"] + 90, box["y"] + 20)
         out.locator(f"text=/{before + 1} of 8/").wait_for(timeout=20_000)
-        out.locator("text=/heads set to zero on 12 prompts/").wait_for(state="detached", timeout=20_000)  # it was of another choice
+        out.locator("text=/heads set to zero on 12 prompts/").wait_for(
+            state="detached", timeout=20_000
+        )  # it was of another choice
 
         nb.run(1)
         slow = nb.output(1)

@@ -1,4 +1,6 @@
-"""The attention panel in a real JupyterLab: grid, large pattern, tokens, heads off; 12 x 12 heads at 64 tokens are painted in time."""
+"""The attention panel in a real JupyterLab: grid, large pattern, tokens, heads off; 12 x 12 heads at 64 tokens are
+painted in time.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,10 @@ model = wb.load("organism:induction")
 panel = panels.Attention(model, "{WORDS} {WORDS}")
 panel
 """
-STATE = "print(panel.state.layer, panel.state.head, panel.state.score, panel.state.off, panel.state.effect is not None, panel.state.run, repr(panel.state.error))"
+STATE = (
+    "print(panel.state.layer, panel.state.head, panel.state.score, panel.state.off, panel.state.effect is not None,"
+    " panel.state.run, repr(panel.state.error))"
+)
 LARGE = """
 import time
 import workbench as wb
@@ -42,14 +47,24 @@ PAINTED = """async () => {  // ms from the click on Run until the canvas shows a
     run.click();
     while (['', before].includes(print()) && performance.now() - started < 20000) await new Promise(requestAnimationFrame);
     return performance.now() - started;
-}"""
+}"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     root = tmp_path_factory.mktemp("lab")
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(VOCABULARY), n_embd=48, n_layer=12, n_head=12, n_positions=128, bos_token_id=1, eos_token_id=None, pad_token_id=0, initializer_range=0.4)
+    config = GPT2Config(
+        vocab_size=len(VOCABULARY),
+        n_embd=48,
+        n_layer=12,
+        n_head=12,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+        initializer_range=0.4,
+    )
     GPT2LMHeadModel(config).save_pretrained(root / "gpt2-12x12")
     word_tokenizer(VOCABULARY, add_bos=True).save_pretrained(root / "gpt2-12x12")
     with running_lab(root) as found:
@@ -94,7 +109,11 @@ def test_grid_large_pattern_tokens_and_heads_off(lab):
         strip = tab.locator(".workbench-tokens button")
         plain = strip.nth(2).evaluate("b => b.style.background")
         strip.nth(9).hover()
-        tab.wait_for_function("(old) => document.querySelectorAll('.workbench-tokens button')[8].style.background !== old", arg=plain, timeout=10_000)
+        tab.wait_for_function(
+            "(old) => document.querySelectorAll('.workbench-tokens button')[8].style.background !== old",
+            arg=plain,
+            timeout=10_000,
+        )
 
         tab.locator("button:visible", has_text="Measure").first.click()
         tab.wait_for_selector("text=/2 replaced by hooks that fired in 1 layer/", timeout=60_000)
@@ -110,14 +129,26 @@ def test_grid_large_pattern_tokens_and_heads_off(lab):
     lab.stop_kernels()
     with notebook(lab, "attention") as nb:
         nb.tab.wait_for_selector("text=/Attention .static view./", timeout=30_000)
-        nb.tab.wait_for_function("() => [...document.querySelectorAll('.jp-OutputArea img')].some(i => i.naturalWidth > 500)", timeout=20_000)
+        nb.tab.wait_for_function(
+            "() => [...document.querySelectorAll('.jp-OutputArea img')].some(i => i.naturalWidth > 500)", timeout=20_000
+        )
         nb.tab.wait_for_timeout(500)
         nb.picture("attention-reopened")
 
 
 def test_twelve_by_twelve_heads_at_64_tokens_are_painted_in_time(lab):
-    """From the click on Run to the picture, with the forward and the transfer in between; the best of three, as others may use the machine."""
-    lab.write("large", [LARGE, SIZES, "panel.state.prompt = ' '.join(reversed(panel.state.prompt.split()))", "panel.state.prompt = ' '.join(sorted(panel.state.prompt.split()))"])
+    """From the click on Run to the picture, with the forward and the transfer in between; the best of three, as
+    others may use the machine.
+    """
+    lab.write(
+        "large",
+        [
+            LARGE,
+            SIZES,
+            "panel.state.prompt = ' '.join(reversed(panel.state.prompt.split()))",
+            "panel.state.prompt = ' '.join(sorted(panel.state.prompt.split()))",
+        ],
+    )
     with notebook(lab, "large") as nb:
         nb.run(0)
         nb.tab.wait_for_selector("button:has-text('Run')", timeout=60_000)

@@ -1,4 +1,6 @@
-"""The attribution panel without a browser: parts add up to the logit shown, tokens are chosen by text, a head opens its attention."""
+"""The attribution panel without a browser: parts add up to the logit shown, tokens are chosen by text, a head opens
+its attention.
+"""
 
 import threading
 
@@ -43,7 +45,9 @@ def test_nothing_is_computed_before_run(model):
         raise AssertionError("computed in the constructor")
 
     panel = panels.Attribution(model, PROMPT, compute=refuse)
-    assert panel.table().empty and panel.figures() == {} and panel.opened is None and panel.found.layout.display == "none"
+    assert (
+        panel.table().empty and panel.figures() == {} and panel.opened is None and panel.found.layout.display == "none"
+    )
 
 
 def test_parts_add_up_to_the_models_own_logit(panel, model):
@@ -64,12 +68,20 @@ def test_drawn_cells_are_the_table_and_the_figures(panel, model):
     figures = panel.figures()
     assert list(figures) == ["attribution_components", "attribution_heads", "attribution_neurons"]
     np.testing.assert_allclose(np.asarray(figures["attribution_heads"].data[0].z, np.float32), drawn(panel))
-    np.testing.assert_allclose(figures["attribution_components"].data[0].y, panel.table().query("split == 'component'").logits)
+    np.testing.assert_allclose(
+        figures["attribution_components"].data[0].y, panel.table().query("split == 'component'").logits
+    )
     live = panel.bars.outputs[0]["data"]["application/vnd.plotly.v1+json"]
     assert live["layout"]["height"] < figures["attribution_components"].layout.height
     neurons = panel.table().query("split == 'neuron'")
     assert len(neurons) == N_NEURONS and all(f"{value:+.3f}" in panel.neuron_table.value for value in neurons.logits)
-    whole = direct_logit_attribution(model, model.to_rows(PROMPT), [int(panel.state.result.spec["answers"][0])], [int(panel.state.result.spec["others"][0])], by="head")
+    whole = direct_logit_attribution(
+        model,
+        model.to_rows(PROMPT),
+        [int(panel.state.result.spec["answers"][0])],
+        [int(panel.state.result.spec["others"][0])],
+        by="head",
+    )
     np.testing.assert_allclose(drawn(panel), views.head_map(whole))
 
 
@@ -78,7 +90,11 @@ def test_another_token_changes_everything(panel):
     panel.state.other = ""
     panel.state.answer = "cabin"
     panel.run().wait(30)
-    assert "logit of &#x27;cabin&#x27; after" in panel.sums.value and panel.sums.value != before[0] and not np.allclose(drawn(panel), before[1])
+    assert (
+        "logit of &#x27;cabin&#x27; after" in panel.sums.value
+        and panel.sums.value != before[0]
+        and not np.allclose(drawn(panel), before[1])
+    )
 
 
 def test_neurons_can_be_left_out(model):
@@ -91,7 +107,11 @@ def test_neurons_can_be_left_out(model):
     panel = Attribution(model, PROMPT, compute=compute)
     panel.by_neuron.value = False
     panel.run().wait(30)
-    assert calls == ["component", "head"] and panel.neuron_table.value == "" and "attribution_neurons" not in panel.figures()
+    assert (
+        calls == ["component", "head"]
+        and panel.neuron_table.value == ""
+        and "attribution_neurons" not in panel.figures()
+    )
 
 
 def test_a_model_without_neurons_says_so_and_shows_the_rest(tiny_models):
@@ -109,7 +129,12 @@ def test_warnings_of_the_result_are_shown(model):
 
 @pytest.mark.parametrize(
     ("answer", "other", "said"),
-    [("apple beach", "", "is 2 tokens"), ("nonsense", "", "not in the vocabulary"), ("brick", "brick", "both 'brick'"), ("brick", "apple beach", "is 2 tokens")],
+    [
+        ("apple beach", "", "is 2 tokens"),
+        ("nonsense", "", "not in the vocabulary"),
+        ("brick", "brick", "both 'brick'"),
+        ("brick", "apple beach", "is 2 tokens"),
+    ],
     ids=["two tokens", "unknown", "the same", "other of two"],
 )
 def test_what_is_no_token_is_said_in_one_sentence(answer, other, said, model):
@@ -151,7 +176,12 @@ def test_errors_and_cancels_leave_no_hook_and_no_half_result(model):
     go.set()
     panel.wait(30)
     assert calls == ["component"], "a cancel stops before the next split"
-    assert "cancelled after" in panel.state.notice and panel.state.result is None and panel.state.error == "" and n_hooks(model) == before
+    assert (
+        "cancelled after" in panel.state.notice
+        and panel.state.result is None
+        and panel.state.error == ""
+        and n_hooks(model) == before
+    )
 
 
 # ---- descending to a head ----
@@ -161,8 +191,13 @@ def test_a_click_opens_the_heads_attention_beneath(panel):
     panel.prompt.value = "something typed but not run"
     panel.grid.click(1, 2)
     opened = panel.opened.wait(30)
-    assert panel.inside.children == (opened,) and (panel.state.layer, panel.state.head) == (1, 2) == (opened.state.layer, opened.state.head)
-    assert opened.state.prompt == PROMPT and opened.state.result.data.sizes["query_pos"] == 12 and opened.state.error == ""
+    assert panel.inside.children == (opened,) and (panel.state.layer, panel.state.head) == (1, 2) == (
+        opened.state.layer,
+        opened.state.head,
+    )
+    assert (
+        opened.state.prompt == PROMPT and opened.state.result.data.sizes["query_pos"] == 12 and opened.state.error == ""
+    )
     kept = opened.state.result
     panel.grid.click(0, 1)
     assert panel.opened is opened and opened.wait(30).state.result is kept and opened.grid.selected == [0, 1]
@@ -173,7 +208,11 @@ def test_a_click_goes_to_the_panel_that_was_given(model):
     panel = Attribution(model, PROMPT, attention=attention).run().wait(30)
     panel.grid.click(0, 3)
     attention.wait(30)
-    assert panel.opened is attention and panel.inside.children == () and (attention.state.layer, attention.state.head) == (0, 3)
+    assert (
+        panel.opened is attention
+        and panel.inside.children == ()
+        and (attention.state.layer, attention.state.head) == (0, 3)
+    )
     assert attention.state.result is not None
 
 
@@ -185,4 +224,8 @@ def test_a_new_run_forgets_the_head_that_was_clicked(panel):
 
 def test_saved_page_holds_what_is_shown(panel, tmp_path):
     page = panel.save(tmp_path / "attribution.html").read_text("utf-8")
-    assert "attribution_neurons" in page and f"{panel.table().logits[0]:.5g}" in page and panel.state.result.provenance.short()[:30] in page
+    assert (
+        "attribution_neurons" in page
+        and f"{panel.table().logits[0]:.5g}" in page
+        and panel.state.result.provenance.short()[:30] in page
+    )

@@ -1,4 +1,6 @@
-"""The attribution panel in a real JupyterLab: Run splits the logit, another token changes the picture, a click on a head opens its attention."""
+"""The attribution panel in a real JupyterLab: Run splits the logit, another token changes the picture, a click on a
+head opens its attention.
+"""
 
 import pytest
 from lab import notebook
@@ -13,7 +15,10 @@ model = wb.load("organism:induction")
 panel = panels.Attribution(model, "{WORDS} apple beach bread")
 panel
 """
-STATE = "print(panel.state.layer, panel.state.head, panel.opened and (panel.opened.state.layer, panel.opened.state.head), repr(panel.state.error))"
+STATE = (
+    "print(panel.state.layer, panel.state.head, panel.opened and (panel.opened.state.layer, panel.opened.state.head),"
+    " repr(panel.state.error))"
+)
 GRID = ".workbench-heatmap canvas"
 
 
@@ -53,7 +58,15 @@ def test_split_change_and_descend_to_attention(lab):
 
 
 def test_an_existing_attention_panel_follows_and_errors_are_a_sentence(lab):
-    cells = [OPEN, STATE, "attention = panels.Attention(model)\npanel = panels.Attribution(model, panel.state.prompt, attention=attention)\npanel", "attention"]
+    cells = [
+        OPEN,
+        STATE,
+        (
+            "attention = panels.Attention(model)\npanel = panels.Attribution(model, panel.state.prompt,"
+            " attention=attention)\npanel"
+        ),
+        "attention",
+    ]
     lab.write("linked", cells)
     with notebook(lab, "linked", dark=True) as nb:
         start(nb)
@@ -62,9 +75,15 @@ def test_an_existing_attention_panel_follows_and_errors_are_a_sentence(lab):
         nb.run(3)
         tab = nb.tab
         nb.press("Run", 1)
-        tab.wait_for_function("() => [...document.querySelectorAll('.workbench-heatmap canvas')].filter(c => c.height > 60).length >= 2", timeout=30_000)
+        tab.wait_for_function(
+            "() => [...document.querySelectorAll('.workbench-heatmap canvas')].filter(c => c.height > 60).length >= 2",
+            timeout=30_000,
+        )
         tab.locator(".jp-CodeCell").nth(2).locator(GRID).first.click(position={"x": 90, "y": 20})
-        tab.wait_for_function("() => [...document.querySelectorAll('.workbench-headgrid canvas')].some(c => c.height > 100)", timeout=60_000)
+        tab.wait_for_function(
+            "() => [...document.querySelectorAll('.workbench-headgrid canvas')].some(c => c.height > 100)",
+            timeout=60_000,
+        )
         assert tab.locator(".jp-CodeCell").nth(2).locator(".workbench-headgrid").count() == 0
         answer = tab.locator(".jp-CodeCell").nth(2).locator("input[type=text]:visible").nth(1)
         answer.fill("apple beach")

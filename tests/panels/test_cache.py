@@ -1,4 +1,6 @@
-"""The cache panel without a browser: it lists what is held, opens sites as heat maps, frees on a button, deletes only on a word."""
+"""The cache panel without a browser: it lists what is held, opens sites as heat maps, frees on a button, deletes
+only on a word.
+"""
 
 import threading
 
@@ -64,7 +66,10 @@ def test_it_lists_models_captures_and_stores_with_shapes_and_bytes(panel, acts):
     table = panel.table()
     assert {"model", "capture", "store"} <= set(table["kind"]) and "GB" in panel.state.memory
     mine = table[table["name"] == "acts"].set_index("site")
-    assert mine.loc["z 1", "shape"] == "example x pos x head x d_head: 2 x 11 x 4 x 16" and mine.loc["z 1", "where"] == "cpu"
+    assert (
+        mine.loc["z 1", "shape"] == "example x pos x head x d_head: 2 x 11 x 4 x 16"
+        and mine.loc["z 1", "where"] == "cpu"
+    )
     assert mine["MB"].sum() == pytest.approx(acts.n_bytes / 1e6)
     kept = table[(table["kind"] == "store") & (table["site"] == "resid_post 1")]
     assert kept["shape"].item() == "token x d_model: 22 x 64" and kept["where"].item() == "disk"
@@ -75,7 +80,11 @@ def test_it_lists_models_captures_and_stores_with_shapes_and_bytes(panel, acts):
 
 @pytest.mark.parametrize(
     ("site", "expected"),
-    [("resid_post 1", lambda a: a["resid_post", 1][0]), ("z 0", lambda a: a["z", 0][0, :, 0]), ("pattern 1", lambda a: a["pattern", 1][0, 0])],
+    [
+        ("resid_post 1", lambda a: a["resid_post", 1][0]),
+        ("z 0", lambda a: a["z", 0][0, :, 0]),
+        ("pattern 1", lambda a: a["pattern", 1][0, 0]),
+    ],
     ids=["stream", "heads", "pattern"],
 )
 def test_a_site_opens_as_it_was_captured(panel, acts, site, expected):
@@ -125,7 +134,9 @@ def test_a_stored_site_has_its_tokens(panel, acts, model):
 def test_a_click_says_the_value(panel, acts):
     choose(panel, "acts", "resid_post 1")
     panel.grid.click(3, 7)
-    assert f"{float(acts['resid_post', 1][0, 3, 7]):.6g}" in panel.about.value and "pos 3, d_model 7" in panel.about.value
+    assert (
+        f"{float(acts['resid_post', 1][0, 3, 7]):.6g}" in panel.about.value and "pos 3, d_model 7" in panel.about.value
+    )
 
 
 def test_a_huge_site_is_pooled_and_said():
@@ -152,13 +163,21 @@ def test_free_drops_a_capture_and_the_list_knows(panel, acts):
     choose(panel, "acts", "z 0").free.click()
     panel.wait(30)
     assert acts.tensors == {} and panel.state.notice == f"dropped acts: {n_bytes / 1e3:.1f} kB on cpu"
-    assert "acts" not in set(panel.table()["name"]) and panel.state.site == "" and not any("acts" in label for label, _ in panel.holding.options)
+    assert (
+        "acts" not in set(panel.table()["name"])
+        and panel.state.site == ""
+        and not any("acts" in label for label, _ in panel.holding.options)
+    )
 
 
 def test_free_this_site_keeps_the_others(panel, acts):
     choose(panel, "acts", "z 0").drop.click()
     panel.wait(30)
-    assert ("z", 0) not in acts.tensors and ("z", 1) in acts.tensors and panel.state.notice.startswith("dropped z 0 of acts")
+    assert (
+        ("z", 0) not in acts.tensors
+        and ("z", 1) in acts.tensors
+        and panel.state.notice.startswith("dropped z 0 of acts")
+    )
     assert "z 0" not in set(panel.table()["site"]) and "acts" in set(panel.table()["name"])
 
 

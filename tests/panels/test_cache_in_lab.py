@@ -1,4 +1,6 @@
-"""The cache panel in a real JupyterLab: Look, open a site, a slider redraws, a click says a value, Free frees; both themes."""
+"""The cache panel in a real JupyterLab: Look, open a site, a slider redraws, a click says a value, Free frees; both
+themes.
+"""
 
 import pytest
 from lab import notebook
@@ -65,7 +67,9 @@ def test_cache(lab):
 
         # A stored site has its words.
         choose("store: induction")
-        tab.wait_for_function("e => e.options.length === 3", arg=panel.get_by_label("Site").element_handle(), timeout=20_000)
+        tab.wait_for_function(
+            "e => e.options.length === 3", arg=panel.get_by_label("Site").element_handle(), timeout=20_000
+        )
         panel.get_by_label("Site").select_option(label="resid_post 1")
         panel.locator("text=/resid_post 1 of induction, example 0/").first.wait_for(timeout=20_000)
         nb.picture("cache-store", 1)

@@ -1,5 +1,5 @@
-"""The circuit graph without a browser: state drives what is drawn, what is drawn is the table and the figure, faithfulness is of
-what is shown, and the file of a layout comes back as it was or is refused with the reason."""
+"""The circuit graph without a browser: state drives what is drawn, what is drawn is the table and the figure,
+faithfulness is of what is shown, and the file of a layout comes back as it was or is refused with the reason."""
 
 import json
 import threading
@@ -53,7 +53,9 @@ def scores(model, pair):
 def panel(model, pair, scores):
     """With scores to show; nothing was run for it."""
     clean, corrupted, metric = pair
-    return panels.CircuitGraph(model, clean, corrupted, metric=metric, result=scores, compute=lambda *_, **__: pytest.fail("ran"))
+    return panels.CircuitGraph(
+        model, clean, corrupted, metric=metric, result=scores, compute=lambda *_, **__: pytest.fail("ran")
+    )
 
 
 def no_hooks(model):
@@ -129,7 +131,11 @@ def test_cancel_keeps_the_prompts_that_were_finished(model, texts):
     made.stop.click()  # noticed at the first report, after one of two prompts
     go_on.set()
     made.wait(60)
-    assert made.state.result.partial and made.state.result.data.attrs["n_examples"] == 1 and "cancelled" in made.state.notice
+    assert (
+        made.state.result.partial
+        and made.state.result.data.attrs["n_examples"] == 1
+        and "cancelled" in made.state.notice
+    )
 
 
 def test_without_a_model_a_result_can_be_looked_at_and_nothing_run(scores):
@@ -156,7 +162,9 @@ def test_what_is_drawn_is_the_table_and_the_figure(panel):
     for threshold in (panel.state.threshold, 0.5):
         panel.state.threshold = threshold
         table = panel.table()
-        assert [e["id"] for e in panel.view.edges] == [edge_id(w, r) for w, r in zip(table["writer"], table["reader"], strict=True)]
+        assert [e["id"] for e in panel.view.edges] == [
+            edge_id(w, r) for w, r in zip(table["writer"], table["reader"], strict=True)
+        ]
         np.testing.assert_allclose([e["score"] for e in panel.view.edges], table["score"])
         drawn = next(t for t in panel.figures()["circuit"].data if t.name == "edges")
         np.testing.assert_allclose(drawn.customdata, table["score"])
@@ -175,10 +183,15 @@ def test_the_slider_is_the_threshold_and_says_how_much_is_shown(panel, scores):
 
 def test_too_many_edges_are_pruned_and_said(panel, monkeypatch):
     monkeypatch.setattr(
-        "workbench.panels.circuit_graph.views.edges_above", lambda result, threshold, paths_only: edges_above(result, threshold, paths_only=paths_only, max_edges=5)
+        "workbench.panels.circuit_graph.views.edges_above",
+        lambda result, threshold, paths_only: edges_above(result, threshold, paths_only=paths_only, max_edges=5),
     )
     panel.state.threshold = 0.01
-    assert len(panel.view.edges) == 5 and "too many to draw: the 5 largest are shown" in panel.state.notice and "too many" in panel.says.value
+    assert (
+        len(panel.view.edges) == 5
+        and "too many to draw: the 5 largest are shown" in panel.state.notice
+        and "too many" in panel.says.value
+    )
 
 
 def test_only_paths_is_a_checkbox(panel):
@@ -186,7 +199,9 @@ def test_only_paths_is_a_checkbox(panel):
     panel.paths_only.value = True
     assert panel.state.paths_only and len(panel.view.edges) <= len(panel._shown.edges)
     targets = {e["target"] for e in panel.view.edges}
-    assert "logits" in targets and all(e["target"] == "logits" or e["target"] in {f["source"] for f in panel.view.edges} for e in panel.view.edges)
+    assert "logits" in targets and all(
+        e["target"] == "logits" or e["target"] in {f["source"] for f in panel.view.edges} for e in panel.view.edges
+    )
 
 
 def test_a_click_on_a_node_shows_its_edges_and_on_an_edge_its_score(panel, scores):
@@ -196,7 +211,11 @@ def test_a_click_on_a_node_shows_its_edges_and_on_an_edge_its_score(panel, score
     assert f"{float(out.sum()):+.3g} logits" in panel.cell.value and "a1.h0&lt;k&gt;" in panel.cell.value
     writer, reader, score = panel.table().loc[0, ["writer", "reader", "score"]]
     panel.view.click_edge(writer, reader)
-    assert panel.state.edge == edge_id(writer, reader) and f"{score:+.4g}" in panel.cell.value and panel.state.selected == []
+    assert (
+        panel.state.edge == edge_id(writer, reader)
+        and f"{score:+.4g}" in panel.cell.value
+        and panel.state.selected == []
+    )
     panel.view.click()
     assert panel.cell.value == ""
 
@@ -229,7 +248,10 @@ def test_pin_keeps_where_it_is(panel):
     at = _node(panel, "a1.h0")
     panel.view.click("a1.h0")
     panel.pin_selected()
-    assert panel.state.positions["a1.h0"] == pytest.approx([at["x"], at["y"]], abs=1e-3) and _node(panel, "a1.h0")["pinned"]
+    assert (
+        panel.state.positions["a1.h0"] == pytest.approx([at["x"], at["y"]], abs=1e-3)
+        and _node(panel, "a1.h0")["pinned"]
+    )
 
 
 def test_names_and_groups(panel):
@@ -265,7 +287,12 @@ def test_names_and_groups(panel):
 def test_what_cannot_be_done_is_said(panel, select, name, act, said):
     panel.view.click(*select)
     panel.name.value = name
-    button = next(b for b in panel._tools.children if getattr(b, "description", "") == {"group_selected": "Group", "name_selected": "Name it", "ungroup_selected": "Ungroup"}[act])
+    button = next(
+        b
+        for b in panel._tools.children
+        if getattr(b, "description", "")
+        == {"group_selected": "Group", "name_selected": "Name it", "ungroup_selected": "Ungroup"}[act]
+    )
     button.click()
     assert said in panel.state.error and panel.state.groups == {} and panel.state.names == {}
 
@@ -280,10 +307,20 @@ def test_faithfulness_is_of_the_edges_on_show(panel, model, pair, scores):
     n = len(panel.table())
     plain = faithfulness(model, *pair, scores, [n])
     found = panel.state.faithful.data
-    assert float(found["faithfulness"].sel(circuit="shown")) == pytest.approx(float(plain.data["faithfulness"][0]), abs=1e-4)
-    assert float(found["completeness"].sel(circuit="shown")) == pytest.approx(float(plain.data["completeness"][0]), abs=1e-4)
-    assert float(found["faithfulness"].sel(circuit="shown")) > 0.5 > float(found["faithfulness"][1:].max()), "random edges do not carry the behaviour"
-    assert f"These {n} edges alone keep" in panel.verdict.value and list(panel.figures()) == ["circuit", "faithfulness"] and no_hooks(model)
+    assert float(found["faithfulness"].sel(circuit="shown")) == pytest.approx(
+        float(plain.data["faithfulness"][0]), abs=1e-4
+    )
+    assert float(found["completeness"].sel(circuit="shown")) == pytest.approx(
+        float(plain.data["completeness"][0]), abs=1e-4
+    )
+    assert float(found["faithfulness"].sel(circuit="shown")) > 0.5 > float(found["faithfulness"][1:].max()), (
+        "random edges do not carry the behaviour"
+    )
+    assert (
+        f"These {n} edges alone keep" in panel.verdict.value
+        and list(panel.figures()) == ["circuit", "faithfulness"]
+        and no_hooks(model)
+    )
     panel.state.names = {"m0": "a name"}
     assert panel.state.faithful is not None
     panel.state.threshold *= 3
@@ -359,7 +396,9 @@ def test_a_file_of_another_graph_is_refused_and_changes_nothing(panel, model, pa
     before = dict(other.state.trait_values())
     next(b for b in other._tools.children if getattr(b, "description", "") == "Load layout").click()
     assert "c.json is of another graph: organism:induction (weights" in other.state.error
-    changed = {k for k, v in other.state.trait_values().items() if k != "error" and v is not before[k] and v != before[k]}
+    changed = {
+        k for k, v in other.state.trait_values().items() if k != "error" and v is not before[k] and v != before[k]
+    }
     assert changed == set()
 
 
@@ -378,10 +417,16 @@ BROKEN = {
     "version": (_break(lambda f: f.update(version=2)), r"version should be 1 .* and is 2"),
     "a field less": (_break(lambda f: f.pop("pins")), "lacks pins; the fields are"),
     "a field more": (_break(lambda f: f.update(colour="red")), "has unknown fields colour"),
-    "threshold": (_break(lambda f: f["thresholds"].update(score=-1)), r"thresholds.score should be a number from 0, and is -1"),
+    "threshold": (
+        _break(lambda f: f["thresholds"].update(score=-1)),
+        r"thresholds.score should be a number from 0, and is -1",
+    ),
     "nan": (_break(lambda f: f["thresholds"].update(score=float("nan"))), r"thresholds.score should be a number"),
     "flag": (_break(lambda f: f["thresholds"].update(paths_only=1)), "paths_only should be true or false"),
-    "place": (_break(lambda f: f["positions"].update({"a1.h0": [0.2, 7]})), r"positions\['a1.h0'\] should be two numbers from 0 to 1, and is \[0.2, 7\]"),
+    "place": (
+        _break(lambda f: f["positions"].update({"a1.h0": [0.2, 7]})),
+        r"positions\['a1.h0'\] should be two numbers from 0 to 1, and is \[0.2, 7\]",
+    ),
     "pins": (_break(lambda f: f.update(pins=["m0", "m0"])), "pins should be a list of node names, each once"),
     "group": (_break(lambda f: f["groups"].update(empty=[])), r"groups\['empty'\] should be a list of one or more"),
     "two groups": (_break(lambda f: f["groups"].update(again=["a0.h0"])), "is in group 'early heads' already"),
@@ -409,9 +454,17 @@ def test_only_files_of_this_kind_are_replaced(panel, tmp_path):
     assert mine.read_text("utf-8") == '{"chapter": 1}'
     with pytest.raises(BadData, match="cannot be read"):
         panel.load_state(tmp_path / "nowhere.json")
-    assert list(graph_file.identity(panel.state.result, panel._nodes)) == ["model", "weights", "nodes", "names", "scores"]
+    assert list(graph_file.identity(panel.state.result, panel._nodes)) == [
+        "model",
+        "weights",
+        "nodes",
+        "names",
+        "scores",
+    ]
 
 
 def test_page_opens_as_a_file_with_the_numbers(panel, tmp_path):
     page = panel.save(tmp_path / "x.html").read_text("utf-8")
-    assert f"{len(panel.table())} rows" in page and f"{panel.table()['score'][0]:.5g}" in page and "a0.h0&lt;v&gt;" in page
+    assert (
+        f"{len(panel.table())} rows" in page and f"{panel.table()['score'][0]:.5g}" in page and "a0.h0&lt;v&gt;" in page
+    )

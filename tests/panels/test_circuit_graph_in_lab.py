@@ -1,4 +1,6 @@
-"""The circuit graph in a real JupyterLab: Run, the threshold, clicks, a drag, keys, groups, faithfulness, the file, both themes."""
+"""The circuit graph in a real JupyterLab: Run, the threshold, clicks, a drag, keys, groups, faithfulness, the file,
+both themes.
+"""
 
 import json
 
@@ -32,7 +34,15 @@ def test_circuit_graph(lab):
         nb.run(1)
         panel, tab = nb.output(1), nb.tab
         press = lambda label: panel.get_by_role("button", name=label, exact=True).click()  # noqa: E731
-        nodes = lambda: {text.split(" ")[0].split("\n")[0] for text in panel.locator("g[role=button]").evaluate_all("all => all.map(g => g.getAttribute('aria-label'))")}  # noqa: E731
+
+        def nodes():
+            return {
+                text.split(" ")[0].split("\n")[0]
+                for text in panel.locator("g[role=button]").evaluate_all(
+                    "all => all.map(g => g.getAttribute('aria-label'))"
+                )
+            }
+
         node = lambda name: panel.locator(f"g[role=button][aria-label^='{name}']")  # noqa: E731
 
         press("Run")
@@ -49,7 +59,11 @@ def test_circuit_graph(lab):
         for _ in range(60):
             slider.press("ArrowRight")
         slider.press("Tab")
-        tab.wait_for_function("([e, n]) => e.querySelectorAll('svg path[stroke-linecap=round]').length < n", arg=[panel.element_handle(), count], timeout=20_000)
+        tab.wait_for_function(
+            "([e, n]) => e.querySelectorAll('svg path[stroke-linecap=round]').length < n",
+            arg=[panel.element_handle(), count],
+            timeout=20_000,
+        )
 
         # Click for scores; drag to pin; keys do the same.
         node("a1.h").first.click()
@@ -65,7 +79,10 @@ def test_circuit_graph(lab):
         for key in ("Escape", "ArrowUp", "ArrowUp", "p"):
             graph.press(key)
         tab.wait_for_function(
-            "e => [...e.querySelectorAll('g[role=button]')].filter(g => g.getAttribute('aria-label').includes('pinned')).length === 2", arg=panel.element_handle(), timeout=20_000
+            "e => [...e.querySelectorAll('g[role=button]')].filter(g =>"
+            " g.getAttribute('aria-label').includes('pinned')).length === 2",
+            arg=panel.element_handle(),
+            timeout=20_000,
         )
         graph.press("e")
         panel.locator("text=/ -> .*: [+-]\\d/").first.wait_for(timeout=20_000)
@@ -87,7 +104,11 @@ def test_circuit_graph(lab):
         press("Save layout")
         panel.locator("text=saved in circuit.json").wait_for(timeout=20_000)
         kept = json.loads((lab.root / "circuit.json").read_text("utf-8"))
-        assert set(kept["groups"]["early heads"]) == set(early) and "induction head" in kept["names"].values() and "logits" in kept["pins"]
+        assert (
+            set(kept["groups"]["early heads"]) == set(early)
+            and "induction head" in kept["names"].values()
+            and "logits" in kept["pins"]
+        )
         nb.picture("graph-light", 1)
         assert "early heads" in nb.printed(2)
         nb.run(3)

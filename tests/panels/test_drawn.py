@@ -1,4 +1,6 @@
-"""Drawn widgets hold the numbers they were given: pooled only above the cap and told so, clicks in the caller's numbers, signed maps centred."""
+"""Drawn widgets hold the numbers they were given: pooled only above the cap and told so, clicks in the caller's
+numbers, signed maps centred.
+"""
 
 import numpy as np
 import pytest
@@ -24,7 +26,12 @@ def numbers(grid: HeatMap) -> np.ndarray:
 def test_cells_labels_and_words_arrive_as_given():
     grid, said = shown([[1, -2, 3], [0, 5, -6]], texts=list("abcdef"), marked=[(1, 2)])
     assert said == "" and numbers(grid).tolist() == [[1, -2, 3], [0, 5, -6]]
-    assert grid.row_labels == ["0", "1"] and grid.col_labels == ["0", "1", "2"] and grid.texts == list("abcdef") and grid.marked == [[1, 2]]
+    assert (
+        grid.row_labels == ["0", "1"]
+        and grid.col_labels == ["0", "1", "2"]
+        and grid.texts == list("abcdef")
+        and grid.marked == [[1, 2]]
+    )
     assert (grid.x_title, grid.y_title, grid.unit, grid.alt) == ("position", "layer", "logits", "a map")
 
 
@@ -48,7 +55,17 @@ def test_every_show_is_seen_by_the_browser():
         ([[np.nan, np.nan]], True, (-1, 1)),
         ([[np.nan, np.nan]], False, (0, 1)),
     ],
-    ids=["signed", "signed, all above 0", "all zero", "unsigned", "unsigned below 0", "signed with nan", "unsigned with nan", "signed, nothing", "unsigned, nothing"],
+    ids=[
+        "signed",
+        "signed, all above 0",
+        "all zero",
+        "unsigned",
+        "unsigned below 0",
+        "signed with nan",
+        "unsigned with nan",
+        "signed, nothing",
+        "unsigned, nothing",
+    ],
 )
 @pytest.mark.filterwarnings("error")
 def test_limits(values, signed, limits):
@@ -119,7 +136,9 @@ def test_clicks_and_marks_map_back_through_pooling():
     assert (down, across) != (1, 1) and grid.marked == [[999 // down, 99 // across]]
     grid.click(999, 99)
     row, col = grid.chosen
-    assert row <= 999 < row + down and col <= 99 < col + across, "the first of the cells that the clicked one stands for"
+    assert row <= 999 < row + down and col <= 99 < col + across, (
+        "the first of the cells that the clicked one stands for"
+    )
     assert grid.row_labels[grid.selected[0]] == str(row), "the label of a cell is that of what a click on it gives"
 
 
@@ -135,8 +154,15 @@ def test_a_small_map_after_a_large_one_is_not_pooled():
 
 def test_tokens_ids_and_values_arrive_as_given():
     strip = TokenStrip()
-    strip.show(["<b>", " a"], np.array([1, 7]), alt="two", values=np.array([np.nan, 0.5]), unit="nats", limits=(0.0, 2.0))
-    assert strip.tokens == ["<b>", " a"] and strip.ids == [1, 7] and strip.unit == "nats" and (strip.low, strip.high) == (0, 2)
+    strip.show(
+        ["<b>", " a"], np.array([1, 7]), alt="two", values=np.array([np.nan, 0.5]), unit="nats", limits=(0.0, 2.0)
+    )
+    assert (
+        strip.tokens == ["<b>", " a"]
+        and strip.ids == [1, 7]
+        and strip.unit == "nats"
+        and (strip.low, strip.high) == (0, 2)
+    )
     values = np.frombuffer(strip.values, np.float32)
     assert np.isnan(values[0]) and values[1] == 0.5 and strip.matrix == b""
 
@@ -170,7 +196,9 @@ def test_the_script_is_one_module_that_asks_for_nothing(name):
 
 def test_a_map_wider_than_a_page_is_pooled_across_and_says_so():
     grid = HeatMap()
-    notice = grid.show(np.arange(8000.0).reshape(8, 1000), range(8), range(1000), x_title="x", y_title="y", unit="", alt="")
+    notice = grid.show(
+        np.arange(8000.0).reshape(8, 1000), range(8), range(1000), x_title="x", y_title="y", unit="", alt=""
+    )
     assert grid.shape[0] == 8 and grid.shape[1] <= 240 and "8 x 1000 cells are too many to draw" in notice
     grid.click(0, 999)
     assert grid.chosen[1] >= 995

@@ -1,4 +1,6 @@
-"""The lens panel without a browser: what is drawn, listed and saved are the numbers of one Result; errors and cancels leave a working panel."""
+"""The lens panel without a browser: what is drawn, listed and saved are the numbers of one Result; errors and
+cancels leave a working panel.
+"""
 
 import threading
 import time
@@ -46,7 +48,10 @@ def test_made_it_shows_controls_and_computes_nothing(model):
 
 def test_every_control_has_a_label_and_a_tooltip(model):
     panel = Lens(model)
-    assert all(control.description and control.tooltip for control in (panel.prompt, panel.follow, panel.quantity, panel.start, panel.stop))
+    assert all(
+        control.description and control.tooltip
+        for control in (panel.prompt, panel.follow, panel.quantity, panel.start, panel.stop)
+    )
 
 
 def test_run_calls_the_plain_function_with_the_prompt(model, result):
@@ -60,13 +65,23 @@ def test_run_calls_the_plain_function_with_the_prompt(model, result):
     panel.prompt.value, panel.follow.value = "apple beach", " bread "
     panel.start.click()
     panel.wait(60)
-    assert seen == {"model": model, "tokens": model.to_rows("apple beach")[0], "targets": model.to_rows("bread", bos=False)[0]}
+    assert seen == {
+        "model": model,
+        "tokens": model.to_rows("apple beach")[0],
+        "targets": model.to_rows("bread", bos=False)[0],
+    }
 
 
 def test_drawn_cells_the_figure_and_the_table_are_the_same_numbers(panel, result):
     figure = panel.figures()["logit_lens"]
-    assert np.allclose(cells(panel), figure.data[0].z) and np.allclose(cells(panel), views.lens_values(result, "probability"))
-    assert panel.grid.texts == result.data["token"].isel(rank=0).values.ravel().tolist() == np.ravel(figure.data[0].text).tolist()
+    assert np.allclose(cells(panel), figure.data[0].z) and np.allclose(
+        cells(panel), views.lens_values(result, "probability")
+    )
+    assert (
+        panel.grid.texts
+        == result.data["token"].isel(rank=0).values.ravel().tolist()
+        == np.ravel(figure.data[0].text).tolist()
+    )
     table = panel.table().pivot(index="layer", columns="pos", values="probability")
     assert np.allclose(cells(panel), table.values)
     assert panel.grid.row_labels[0] == "embed" and panel.grid.col_labels[1] == "1 apple" and not panel.grid.signed
@@ -83,14 +98,18 @@ def test_the_colour_changes_picture_unit_and_figure_without_a_new_run(panel, res
     panel._compute = lambda *_, **__: pytest.fail("computed again")
     before = panel.grid.version
     panel.quantity.value = "entropy"
-    assert panel.grid.version > before and panel.grid.unit == "nats" and np.allclose(cells(panel), result.data["entropy"])
+    assert (
+        panel.grid.version > before and panel.grid.unit == "nats" and np.allclose(cells(panel), result.data["entropy"])
+    )
     assert np.allclose(panel.figures()["logit_lens"].data[0].z, cells(panel))
 
 
 def test_a_click_lists_that_cells_tokens(panel, result):
     panel.grid.click(1, 4)
     assert (panel.state.layer, panel.state.pos) == (1, 4) and panel.table().equals(views.cell_table(result, 1, 4))
-    assert "after block 1, position 4 brick" in panel.cell.value and all(str(t) in panel.cell.value for t in panel.table().token_id)
+    assert "after block 1, position 4 brick" in panel.cell.value and all(
+        str(t) in panel.cell.value for t in panel.table().token_id
+    )
 
 
 def test_another_run_forgets_the_cell(panel):
@@ -101,9 +120,15 @@ def test_another_run_forgets_the_cell(panel):
 
 def test_following_a_word_shows_its_rank(model):
     panel = Lens(model, WORDS, state=LensState(prompt=WORDS, follow="beach")).run().wait(60)
-    assert panel.state.error == "" and panel.state.quantity == panel.quantity.value == "rank" and panel.grid.unit == "log10(1 + rank)"
+    assert (
+        panel.state.error == ""
+        and panel.state.quantity == panel.quantity.value == "rank"
+        and panel.grid.unit == "log10(1 + rank)"
+    )
     ranks = panel.state.result.data["target_rank"].isel(target=0).values
-    assert np.allclose(cells(panel), np.log10(1 + ranks)) and ranks[-1, 5] == 0, "after the second apple beach is on top"
+    assert np.allclose(cells(panel), np.log10(1 + ranks)) and ranks[-1, 5] == 0, (
+        "after the second apple beach is on top"
+    )
     panel.follow.value = ""
     panel.run().wait(60)
     assert panel.state.quantity == "probability" and "rank" not in [v for _, v in panel.quantity.options]
@@ -154,7 +179,12 @@ def test_saved_it_opens_as_one_page_with_its_numbers(panel, tmp_path):
     panel.grid.click(2, 5)
     text = panel.save(tmp_path / "lens.html").read_text(encoding="utf-8")
     top = panel.table().iloc[0]
-    assert f"<td>{top.token}</td>" in text and f"{top.probability:.5g}" in text and "organism:induction" in text and "Logit lens" in text
+    assert (
+        f"<td>{top.token}</td>" in text
+        and f"{top.probability:.5g}" in text
+        and "organism:induction" in text
+        and "Logit lens" in text
+    )
 
 
 def test_a_redraw_of_computed_data_takes_less_than_a_tenth_of_a_second_of_work(panel):

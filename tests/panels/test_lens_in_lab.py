@@ -1,4 +1,6 @@
-"""The lens in a real JupyterLab, offline: Run, click, keyboard, colour; saved and reopened without its kernel it is a picture and a table."""
+"""The lens in a real JupyterLab, offline: Run, click, keyboard, colour; saved and reopened without its kernel it is
+a picture and a table.
+"""
 
 import pytest
 from lab import notebook
@@ -12,7 +14,12 @@ wb.start()
 model = wb.load("organism:induction")
 words = "apple beach bread brick cabin candle"
 """
-CELLS = [SETUP, "panel = panels.Lens(model, prompt=f'{words} {words}')\npanel", "print('chosen', panel.state.layer, panel.state.pos)", "print('chosen', panel.state.layer, panel.state.pos)"]
+CELLS = [
+    SETUP,
+    "panel = panels.Lens(model, prompt=f'{words} {words}')\npanel",
+    "print('chosen', panel.state.layer, panel.state.pos)",
+    "print('chosen', panel.state.layer, panel.state.pos)",
+]
 
 
 MAP = ".workbench-heatmap canvas"
@@ -36,8 +43,14 @@ def test_run_click_keyboard_and_colour(lab, dark):
         row, col = (int(n) for n in nb.printed(2).split()[1:])
         assert row == 0 and col > 0 and "block embed" in by_mouse
 
-        nb.keys(".workbench-heatmap", "ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight", "ArrowRight", "Enter")  # the first arrow enters at the first cell
-        nb.tab.wait_for_function("before => ![...document.querySelectorAll('p')].some(p => p.innerText === before)", arg=by_mouse, timeout=20_000)
+        nb.keys(
+            ".workbench-heatmap", "ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight", "ArrowRight", "Enter"
+        )  # the first arrow enters at the first cell
+        nb.tab.wait_for_function(
+            "before => ![...document.querySelectorAll('p')].some(p => p.innerText === before)",
+            arg=by_mouse,
+            timeout=20_000,
+        )
         assert nb.printed(3) == "chosen 1 3"
 
         chosen = nb.drawn(MAP)
@@ -56,7 +69,11 @@ def test_saved_and_reopened_without_a_kernel_it_is_a_picture_and_a_table(lab):
         nb.drawn(MAP)
         nb.save_with_picture()
         children = nb.tab.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea-child")
-        assert [children.nth(i).is_visible() for i in range(children.count())] == [True, False, False], "the static view hides beneath the live panel"
+        assert [children.nth(i).is_visible() for i in range(children.count())] == [
+            True,
+            False,
+            False,
+        ], "the static view hides beneath the live panel"
         nb.quiet()
     lab.stop_kernels()
     with notebook(lab, "reopened", size=(1300, 1400)) as nb:

@@ -1,4 +1,6 @@
-"""What every panel does alike: idle, running and error states, cancel, one sentence for an error, files, and a static view that cannot break it."""
+"""What every panel does alike: idle, running and error states, cancel, one sentence for an error, files, and a
+static view that cannot break it.
+"""
 
 import threading
 import time
@@ -57,7 +59,11 @@ def kernel(monkeypatch):
     """As if in a notebook: [(data, display id, whether it updates)] of everything displayed."""
     seen = []
     monkeypatch.setattr(module, "get_ipython", lambda: object())
-    monkeypatch.setattr(module, "display", lambda data, raw=False, display_id=None, update=False: seen.append((data, display_id, update)))
+    monkeypatch.setattr(
+        module,
+        "display",
+        lambda data, raw=False, display_id=None, update=False: seen.append((data, display_id, update)),
+    )
     monkeypatch.setattr(module.images, "small_picture", lambda figure: (b"picture", ""))
     monkeypatch.setattr(module, "SETTLE_SECONDS", 0.05)
     yield seen
@@ -71,13 +77,21 @@ def kernel(monkeypatch):
 
 
 def test_idle_nothing_runs_and_nothing_is_said(panel):
-    assert not panel.state.running and panel.says.value == "" and panel.stop.disabled and panel._working.layout.display == "none"
+    assert (
+        not panel.state.running
+        and panel.says.value == ""
+        and panel.stop.disabled
+        and panel._working.layout.display == "none"
+    )
     assert panel.table().empty and panel.figures() == {} and panel.wait() is panel
 
 
 def test_the_first_row_stands_above_progress_and_the_rest_below(panel):
     kinds = list(panel.children)
-    first, second = next(i for i, w in enumerate(kinds) if isinstance(w, widgets.HBox) and panel.start in w.children), kinds.index(panel._working)
+    first, second = (
+        next(i for i, w in enumerate(kinds) if isinstance(w, widgets.HBox) and panel.start in w.children),
+        kinds.index(panel._working),
+    )
     assert first < second < kinds.index(panel.says) < len(kinds) - 1
 
 
@@ -97,7 +111,12 @@ def test_running_is_in_another_thread_and_shows_cancel_and_progress(panel):
     assert (panel.bar.value, panel.bar.max) == (3, 9) and panel.stage.value.startswith("3 of 9 cells")
     go_on.set()
     panel.wait(20)
-    assert not panel.state.running and panel.stop.disabled and panel._working.layout.display == "none" and panel.stage.value == ""
+    assert (
+        not panel.state.running
+        and panel.stop.disabled
+        and panel._working.layout.display == "none"
+        and panel.stage.value == ""
+    )
     assert seen["found"] == 7 and seen["thread"] is seen["thread_done"] is not threading.main_thread()
 
 
@@ -132,7 +151,12 @@ def fails(found):
 
 @pytest.mark.parametrize(
     ("found", "said"),
-    [(BadData("two rows; give one"), "two rows; give one"), (KeyError("x"), "KeyError: 'x'"), (RuntimeError("first\nsecond"), "RuntimeError: first"), (ValueError(), "ValueError: no further word")],
+    [
+        (BadData("two rows; give one"), "two rows; give one"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (RuntimeError("first\nsecond"), "RuntimeError: first"),
+        (ValueError(), "ValueError: no further word"),
+    ],
     ids=["ours", "another's", "several lines", "no text"],
 )
 def test_an_error_is_one_sentence(panel, found, said):
@@ -256,7 +280,12 @@ def test_shown_in_a_notebook_it_displays_itself_a_table_and_a_place_for_a_pictur
 
 def test_the_static_table_is_escaped(full):
     text = full._static_table(full.table())
-    assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "b &amp; c" in text and "Small &lt;panel&gt;" in text
+    assert (
+        "<script>alert" not in text
+        and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+        and "b &amp; c" in text
+        and "Small &lt;panel&gt;" in text
+    )
 
 
 def test_the_static_view_says_what_a_reader_of_the_numbers_must_know(full):
@@ -339,7 +368,11 @@ def test_a_drawn_figure_is_plain_output_and_small(full):
 def test_controls_have_label_and_tooltip_and_sliders_wait_until_let_go():
     slider = labelled(widgets.IntSlider, "Layer", "which block")
     text = labelled(widgets.Text, "Prompt")
-    assert (slider.description, slider.tooltip, slider.continuous_update) == ("Layer", "which block", False) and text.tooltip == "Prompt"
+    assert (slider.description, slider.tooltip, slider.continuous_update) == (
+        "Layer",
+        "which block",
+        False,
+    ) and text.tooltip == "Prompt"
 
 
 def test_state_and_controls_are_linked_both_ways_and_the_state_wins_at_first(panel):

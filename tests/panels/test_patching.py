@@ -1,4 +1,6 @@
-"""Patching panel without a browser: settings in, map out; a click descends, Up returns, a cancelled map is finished, estimates lie beside."""
+"""Patching panel without a browser: settings in, map out; a click descends, Up returns, a cancelled map is finished,
+estimates lie beside.
+"""
 
 import threading
 
@@ -43,14 +45,27 @@ def drawn(widget):
 def test_it_is_one_line_and_computes_nothing_on_its_own(model, monkeypatch):
     monkeypatch.setattr(type(model), "forward", lambda *a, **k: pytest.fail("a forward was run"))
     bare = panels.Patching(model)
-    assert (bare.state.running, bare.state.error, bare.state.plan) == (False, "", "") and bare.table().empty and bare.figures() == {}
+    assert (
+        (bare.state.running, bare.state.error, bare.state.plan) == (False, "", "")
+        and bare.table().empty
+        and bare.figures() == {}
+    )
     ready = panels.Patching(model, CLEAN, CORRUPTED, ANSWER, OTHER)
     assert ready.state.result is None and ready.state.plan.startswith("24 cells in ") and " s," not in ready.state.plan
     assert ready._below.layout.display == "none"
 
 
 def test_every_control_has_a_label_and_a_tip(panel):
-    for control in (panel.clean, panel.corrupted, panel.answer, panel.other, panel.metric, panel.site, panel.direction, panel.memory):
+    for control in (
+        panel.clean,
+        panel.corrupted,
+        panel.answer,
+        panel.other,
+        panel.metric,
+        panel.site,
+        panel.direction,
+        panel.memory,
+    ):
         assert control.description and control.tooltip
     assert all(button.tooltip for button in (panel.start, panel.time, panel.estimate, panel.up))
 
@@ -62,7 +77,10 @@ def test_run_draws_what_the_sweep_says(ran, model):
     np.testing.assert_allclose(drawn(ran.grid), views.change(exact).values, atol=1e-4)
     assert ran.state.error == "" and ran.state.path == [] and not ran.state.running
     ends = [float(metric(model.forward(tokens))) for tokens in (clean, corrupted)]
-    assert ran.state.baseline == f"logit_diff: clean {ends[0]:.4g} logits, corrupted {ends[1]:.4g} logits, gap {ends[0] - ends[1]:.4g} logits"
+    assert (
+        ran.state.baseline
+        == f"logit_diff: clean {ends[0]:.4g} logits, corrupted {ends[1]:.4g} logits, gap {ends[0] - ends[1]:.4g} logits"
+    )
     assert ran.state.baseline in ran.says_baseline.value
 
 
@@ -78,13 +96,21 @@ def test_drawn_table_and_figure_are_the_same_numbers(ran):
     figure = ran.figures()["patch_grid"].data[0]
     for layer in range(2):
         for pos in range(12):
-            assert table[layer, pos] == pytest.approx(float(figure.z[layer][pos])) == pytest.approx(float(drawn(ran.grid)[layer, pos]))
+            assert (
+                table[layer, pos]
+                == pytest.approx(float(figure.z[layer][pos]))
+                == pytest.approx(float(drawn(ran.grid)[layer, pos]))
+            )
     assert ran.grid.high == pytest.approx(figure.zmax) and ran.grid.low == -ran.grid.high
 
 
 def test_tokens_of_both_prompts_are_shown_with_what_differs(panel, monkeypatch):
     monkeypatch.setattr("workbench.panels.panel.SAME_CHANGE", 0.0)  # changes follow each other faster here than by hand
-    assert panel.tokens.value.count("differs") == 1 and "maple" in panel.tokens.value and "&lt;bos&gt;" in panel.tokens.value
+    assert (
+        panel.tokens.value.count("differs") == 1
+        and "maple" in panel.tokens.value
+        and "&lt;bos&gt;" in panel.tokens.value
+    )
     panel.state.corrupted = CORRUPTED + " apple"
     assert "clean has 12 tokens and corrupted 13" in panel.state.error and "Clean: <bos>|apple" in panel.state.error
     assert "&lt;bos&gt;|apple" in panel.says.value and panel.state.plan == ""
@@ -94,14 +120,23 @@ def test_tokens_of_both_prompts_are_shown_with_what_differs(panel, monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"answer": "candle chair"}, "2 tokens"), ({"corrupted": CLEAN}, "the same 12 tokens"), ({"other": ANSWER}, "both 'candle'"), ({"clean": ""}, "the clean prompt is empty")],
+    [
+        ({"answer": "candle chair"}, "2 tokens"),
+        ({"corrupted": CLEAN}, "the same 12 tokens"),
+        ({"other": ANSWER}, "both 'candle'"),
+        ({"clean": ""}, "the clean prompt is empty"),
+    ],
     ids=["two tokens", "same prompts", "same answers", "no prompt"],
 )
 def test_bad_settings_become_one_sentence_and_no_run(panel, change, sentence):
     for name, value in change.items():
         setattr(panel.state, name, value)
     panel.start.click()
-    assert sentence in panel.state.error and sentence.replace("'", "&#x27;") in panel.says.value and not panel.state.running
+    assert (
+        sentence in panel.state.error
+        and sentence.replace("'", "&#x27;") in panel.says.value
+        and not panel.state.running
+    )
     with pytest.raises(BadData, match=sentence):
         panel.run()
 
@@ -120,7 +155,12 @@ def test_controls_drive_the_state_and_the_plan_follows(panel):
 def test_time_the_plan_names_seconds_and_the_two_runs(panel):
     panel.time.click()
     panel.wait(60)
-    assert "about" in panel.state.plan and " s, at most" in panel.state.plan and "gap" in panel.state.plan and panel.state.result is None
+    assert (
+        "about" in panel.state.plan
+        and " s, at most" in panel.state.plan
+        and "gap" in panel.state.plan
+        and panel.state.result is None
+    )
 
 
 def test_noise_is_the_other_way_round(panel, ran):
@@ -138,7 +178,9 @@ def test_the_map_of_earlier_settings_is_called_so_and_is_what_a_click_means(pane
     assert "still shows the earlier settings" in panel.state.plan
     panel.grid.click(1, 6)
     panel.wait(60)
-    assert panel.state.result.data["base_value"].item() == pytest.approx(panel._known[()].data["base_value"].item(), abs=1e-4)
+    assert panel.state.result.data["base_value"].item() == pytest.approx(
+        panel._known[()].data["base_value"].item(), abs=1e-4
+    )
 
 
 # ---- down and up ----
@@ -156,7 +198,9 @@ def test_a_click_leads_to_heads_then_to_q_k_v_and_up_leads_back(panel):
     panel.wait(60)
     assert panel.state.path[1] == {"part": f"h{head}"} and panel.grid.row_labels == ["q", "k", "v"]
     share = views.change(panel.state.result)
-    assert share.sel(part="k").isel(layer=0).argmax() == 6, "an induction head reads its key one place after the first copy"
+    assert share.sel(part="k").isel(layer=0).argmax() == 6, (
+        "an induction head reads its key one place after the first copy"
+    )
     panel.grid.click(1, 6)
     assert "as far down as it goes" in panel.state.notice and not panel.state.running
     panel.up.click()
@@ -174,7 +218,9 @@ def test_the_mlp_leads_to_its_neurons(panel):
     assert drawn(panel.grid).size == 128 and len(panel.table()) == 128
 
 
-@pytest.mark.parametrize(("site", "n_cells"), [("mlp_out", 128), ("k", 4), ("mlp_post", 128), ("z", 5), ("pattern", 4)], ids=lambda v: str(v))
+@pytest.mark.parametrize(
+    ("site", "n_cells"), [("mlp_out", 128), ("k", 4), ("mlp_post", 128), ("z", 5), ("pattern", 4)], ids=lambda v: str(v)
+)
 def test_a_site_with_units_leads_to_them(panel, site, n_cells):
     panel.state.site = site
     panel.run().wait(60)
@@ -205,7 +251,9 @@ def test_many_cells_wait_for_a_second_click(panel, monkeypatch):
     monkeypatch.setattr("workbench.panels.patching.MANY_CELLS", 3)
     panel.run().wait(60)
     panel.grid.click(1, 11)
-    assert "5 cells in" in panel.state.notice and "Click the cell again" in panel.state.notice and panel.state.path == []
+    assert (
+        "5 cells in" in panel.state.notice and "Click the cell again" in panel.state.notice and panel.state.path == []
+    )
     panel.grid.click(1, 11)
     panel.wait(60)
     assert panel.state.path == [{"layer": 1, "pos": 11}]
@@ -252,7 +300,10 @@ def test_cancel_keeps_the_partial_map_and_run_goes_on(model):
     panel.wait(60)
     missing = np.isnan(drawn(panel.grid))
     assert panel.state.result.partial and 0 < missing.sum() < missing.size
-    assert f"{missing.sum()} of 24 cells are not measured yet" in panel.state.notice and panel.start.description == "Run on"
+    assert (
+        f"{missing.sum()} of 24 cells are not measured yet" in panel.state.notice
+        and panel.start.description == "Run on"
+    )
     kept = drawn(panel.grid).copy()
     panel.start.click()
     panel.wait(60)

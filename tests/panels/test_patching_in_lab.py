@@ -1,4 +1,6 @@
-"""Patching in a real JupyterLab: Run paints the map, a click descends, attribution lies beside, a cancelled run goes on, the notebook reopens readable."""
+"""Patching in a real JupyterLab: Run paints the map, a click descends, attribution lies beside, a cancelled run goes
+on, the notebook reopens readable.
+"""
 
 import pytest
 from lab import notebook
@@ -26,7 +28,10 @@ slowly = panels.Patching(model, panel.state.clean, panel.state.corrupted, "candl
 slowly.memory.value = 0.1
 slowly
 """
-CHECK = "print(panel.state.path, panel.state.error or 'no error', 'measured', bool(slowly.state.result.data['value'].notnull().all()))"
+CHECK = (
+    "print(panel.state.path, panel.state.error or 'no error', 'measured',"
+    " bool(slowly.state.result.data['value'].notnull().all()))"
+)
 
 
 def painted(canvas) -> str:
@@ -71,7 +76,9 @@ def test_patching_in_jupyterlab(lab):
         for key in ["ArrowRight", "ArrowDown", *["ArrowRight"] * 11, "Enter"]:
             nb.tab.keyboard.press(key)
         out.locator("text=/layer 1, position 11/").first.wait_for(timeout=60_000)
-        nb.tab.wait_for_function("([c, old]) => c.toDataURL() !== old", arg=[canvas.element_handle(), top], timeout=20_000)
+        nb.tab.wait_for_function(
+            "([c, old]) => c.toDataURL() !== old", arg=[canvas.element_handle(), top], timeout=20_000
+        )
         nb.picture("patching-parts", 0)
         click_cell(nb, canvas, 0, "h1", 1)
         out.locator("text=/› head 1/").wait_for(timeout=60_000)
@@ -105,7 +112,10 @@ def test_patching_in_jupyterlab(lab):
         nb.tab.wait_for_timeout(500)
         assert painted(slow.locator("canvas").first) != half
         nb.run(2)
-        assert "[] no error measured True" in nb.tab.locator(".jp-CodeCell").nth(2).locator(".jp-OutputArea-output").first.inner_text()
+        assert (
+            "[] no error measured True"
+            in nb.tab.locator(".jp-CodeCell").nth(2).locator(".jp-OutputArea-output").first.inner_text()
+        )
         nb.tab.wait_for_timeout(3500)  # static views settle
         nb.save_with_picture()
         nb.quiet()

@@ -1,4 +1,6 @@
-"""The run panel without a browser: forms follow the Spec, state drives compute and view, errors, cancels and reviews are right."""
+"""The run panel without a browser: forms follow the Spec, state drives compute and view, errors, cancels and reviews
+are right.
+"""
 
 import dataclasses
 import json
@@ -60,13 +62,18 @@ def test_form_reads_back_the_spec_it_was_made_from_and_every_change():
     form.controls["names"].value = "x, y, z"
     form.controls["seed"].value = "4"
     form.controls["model.dtype"].value = "bfloat16"
-    assert form.spec() == Spec(n=7, share=0.25, flag=False, names=("x", "y", "z"), seed=4, model=Inner(dtype="bfloat16"))
+    assert form.spec() == Spec(
+        n=7, share=0.25, flag=False, names=("x", "y", "z"), seed=4, model=Inner(dtype="bfloat16")
+    )
 
 
 def test_form_has_bounds_units_and_help():
     form = SpecForm(Spec())
     assert form.controls["n"].max == 9 and form.controls["share"].description == "share (share)"
-    assert form.controls["names"].tooltip == "some <names>" and form.controls["n"].tooltip == "how many; at least 1 and at most 9"
+    assert (
+        form.controls["names"].tooltip == "some <names>"
+        and form.controls["n"].tooltip == "how many; at least 1 and at most 9"
+    )
     meaning = form.meaning.children[0].value
     assert "some &lt;names&gt;" in meaning and "one of float32, bfloat16" in meaning
 
@@ -94,7 +101,12 @@ CLAIM = Claim("it ran", "here", lambda r: float(r.data["n"]), ">", 0.0, "made fo
 
 
 def _result(spec, n=1.0, partial=False, warnings=()):
-    return Result(Provenance("counting", spec.to_dict(), 0), xr.Dataset({"n": ((), n, {"unit": "steps"})}), partial=partial, warnings=warnings)
+    return Result(
+        Provenance("counting", spec.to_dict(), 0),
+        xr.Dataset({"n": ((), n, {"unit": "steps"})}),
+        partial=partial,
+        warnings=warnings,
+    )
 
 
 def _count(spec, *, model, progress):
@@ -136,7 +148,9 @@ def test_it_computes_in_another_thread_and_shows_claims_and_every_figure():
     panel.start.click()
     panel.wait(20)
     assert seen == {"thread": panel._thread, "model": None} and panel._thread is not threading.main_thread()
-    assert "it ran" in panel.claims.value and not panel.state.running and panel.stop.disabled and not panel.start.disabled
+    assert (
+        "it ran" in panel.claims.value and not panel.state.running and panel.stop.disabled and not panel.start.disabled
+    )
     assert panel.figure.options == (("first", "first"), ("second one", "second_one")) and panel.state.figure == "first"
     assert _drawn(panel) == [5.0, 0]
     panel.figure.value = "second_one"
@@ -247,7 +261,12 @@ def test_review_folder_is_named_by_stem_and_date_and_never_overwrites(tmp_path, 
     for expected in (first, first.with_name(first.name + "-2")):
         panel.keep.click()
         panel.wait(60)
-        assert panel.state.error == "" and panel.state.saved == expected.as_posix() and f"saved in {expected}" in panel.state.notice and "no browser here" in panel.state.notice
+        assert (
+            panel.state.error == ""
+            and panel.state.saved == expected.as_posix()
+            and f"saved in {expected}" in panel.state.notice
+            and "no browser here" in panel.state.notice
+        )
     again = Result.load(first / "result")
     assert float(again.data["n"]) == 3.0 and json.loads((first / "claims.json").read_text())[0]["measured"] == 3.0
     assert "it ran" in (first / "report.html").read_text("utf-8")
@@ -281,7 +300,10 @@ def test_the_real_method_beside_a_cell_that_uses_the_same_model(organism):
     tokens = torch.arange(3, 43).reshape(2, 20)
     alone, reference = sinks.run(spec, model=organism), organism.forward(tokens)
     panel = panels.run("attention_sinks", model=organism, spec=spec, only=("n_inputs", "seed"))
-    assert panel.title.startswith("Identifying and Evaluating Inactive Heads") and list(panel.form.controls) == ["n_inputs", "seed"]
+    assert panel.title.startswith("Identifying and Evaluating Inactive Heads") and list(panel.form.controls) == [
+        "n_inputs",
+        "seed",
+    ]
     panel.run()
     while panel.state.running:
         torch.testing.assert_close(organism.forward(tokens), reference)

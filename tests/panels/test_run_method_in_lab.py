@@ -1,4 +1,6 @@
-"""The run panel and the heads panel in a real JupyterLab: a click runs the method, cancel works, figures change, a review is written."""
+"""The run panel and the heads panel in a real JupyterLab: a click runs the method, cancel works, figures change, a
+review is written.
+"""
 
 import re
 
@@ -54,7 +56,9 @@ def test_run_and_heads(lab, dark):
         title = plot.locator(".gtitle").text_content()
         run.get_by_label("Figure").select_option(label="overlap")
         nb.tab.wait_for_function(
-            "([e, before]) => e.querySelector('.gtitle') && e.querySelector('.gtitle').textContent !== before", arg=[run.element_handle(), title], timeout=20_000
+            "([e, before]) => e.querySelector('.gtitle') && e.querySelector('.gtitle').textContent !== before",
+            arg=[run.element_handle(), title],
+            timeout=20_000,
         )
         nb.picture(f"run-{look}", 1)
 
@@ -62,7 +66,10 @@ def test_run_and_heads(lab, dark):
         run.locator("text=/saved in reviews/").wait_for(timeout=120_000)
         reviews = sorted((lab.root / "reviews").iterdir())
         assert len(reviews) == 1 + dark, "a second review goes beside the first"
-        assert all({p.name for p in review.iterdir()} == {"report.html", "figures", "claims.json", "provenance.json", "result"} for review in reviews)
+        assert all(
+            {p.name for p in review.iterdir()} == {"report.html", "figures", "claims.json", "provenance.json", "result"}
+            for review in reviews
+        )
         assert len(list((reviews[-1] / "figures").glob("*.png"))) == 5
 
         # Heads: a control changes the picture, a click descends.
@@ -71,7 +78,9 @@ def test_run_and_heads(lab, dark):
         canvas = heads.locator("canvas")
         before = canvas.evaluate("c => c.toDataURL()")
         heads.get_by_label("Score").select_option(label="First-token weight")
-        nb.tab.wait_for_function("([c, before]) => c.toDataURL() !== before", arg=[canvas.element_handle(), before], timeout=20_000)
+        nb.tab.wait_for_function(
+            "([c, before]) => c.toDataURL() !== before", arg=[canvas.element_handle(), before], timeout=20_000
+        )
         box = canvas.bounding_box()
         nb.tab.mouse.click(box["x"] + 80, box["y"] + 20)
         heads.locator("text=/Layer 0, head \\d+: .* inputs/").wait_for(timeout=20_000)

@@ -1,4 +1,6 @@
-"""The tokens panel in a real JupyterLab, offline: Run colours the tokens, a click lists what follows, controls redraw, two models stand side by side."""
+"""The tokens panel in a real JupyterLab, offline: Run colours the tokens, a click lists what follows, controls
+redraw, two models stand side by side.
+"""
 
 import pytest
 from lab import notebook
@@ -12,7 +14,11 @@ wb.start()
 model = wb.load("organism:induction")
 words = "apple beach bread brick cabin candle"
 """
-ONE = [SETUP, "panel = panels.Tokens(model, f'{words} {words}')\npanel", "print(panel.state.pos, panel.choices().token[0])"]
+ONE = [
+    SETUP,
+    "panel = panels.Tokens(model, f'{words} {words}')\npanel",
+    "print(panel.state.pos, panel.choices().token[0])",
+]
 TWO = [
     SETUP,
     "panel = panels.Tokens(model, f'{words} {words}', other_model=wb.load('organism:attention-sink'))\npanel",
@@ -50,12 +56,17 @@ def test_run_click_and_controls(lab, dark):
         strip(nb, 1).nth(12).wait_for(timeout=30_000)
         assert strip(nb, 1).all_inner_texts()[:3] == ["<bos>", "apple", "beach"]
         by_loss = backgrounds(nb, 1)
-        assert by_loss[0] == "rgba(0, 0, 0, 0)" and by_loss[2] != by_loss[8], "the first token has no loss; a repeated one costs less than a new one"
+        assert by_loss[0] == "rgba(0, 0, 0, 0)" and by_loss[2] != by_loss[8], (
+            "the first token has no loss; a repeated one costs less than a new one"
+        )
 
         out.locator(".js-plotly-plot").wait_for(timeout=20_000)
         strip(nb, 1).nth(7).click()
         out.locator("text=/after position 7/").first.wait_for(timeout=20_000)
-        assert out.locator("tr:has-text('←')").inner_text().split()[:2] == ["0", "beach"], "after the second apple it foresees beach, and beach it is"
+        assert out.locator("tr:has-text('←')").inner_text().split()[:2] == [
+            "0",
+            "beach",
+        ], "after the second apple it foresees beach, and beach it is"
         assert nb.printed(2) == "7 beach"
 
         rows = out.locator("table").first.locator("tbody tr")

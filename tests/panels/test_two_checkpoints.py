@@ -1,4 +1,6 @@
-"""The two-checkpoints panel without a browser: map, cell, table, figures and file are one Result; refusals and cancels leave it working."""
+"""The two-checkpoints panel without a browser: map, cell, table, figures and file are one Result; refusals and
+cancels leave it working.
+"""
 
 import threading
 import time
@@ -25,7 +27,11 @@ from workbench.views import two_checkpoints as views
 def tuned(seed: int, tokenizer):
     """The organism after a few steps on the same words with another chain."""
     module = AutoModelForCausalLM.from_pretrained(organism_folder("attention-sink"))
-    train(module, BigramBackcopy(chain_seed=5).sample, TrainSpec(steps=4, lr=1e-3, warmup_steps=1, batch_size=8, length=24, seed=seed))
+    train(
+        module,
+        BigramBackcopy(chain_seed=5).sample,
+        TrainSpec(steps=4, lr=1e-3, warmup_steps=1, batch_size=8, length=24, seed=seed),
+    )
     return load(module, tokenizer=tokenizer)
 
 
@@ -41,7 +47,10 @@ def weights(models):
 
 @pytest.fixture(scope="module")
 def prompts(organism):
-    return [" ".join(organism.to_strings(row[1:])) for row in BigramBackcopy().sample(20, 8, np.random.default_rng(0)).tolist()]
+    return [
+        " ".join(organism.to_strings(row[1:]))
+        for row in BigramBackcopy().sample(20, 8, np.random.default_rng(0)).tolist()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +66,11 @@ def refused(*_, **__):
 @pytest.fixture
 def panel(models, weights, sweep, prompts):
     """Both comparisons handed out from Results made once."""
-    return TwoCheckpoints(*models, prompts=prompts, compute=lambda *_, **__: weights, compute_sweep=lambda *_, **__: sweep).run().wait(60)
+    return (
+        TwoCheckpoints(*models, prompts=prompts, compute=lambda *_, **__: weights, compute_sweep=lambda *_, **__: sweep)
+        .run()
+        .wait(60)
+    )
 
 
 def cells(panel) -> np.ndarray:
@@ -66,7 +79,13 @@ def cells(panel) -> np.ndarray:
 
 def test_made_it_shows_controls_and_computes_nothing(models):
     panel = TwoCheckpoints(*models, compute=refused, compute_sweep=refused)
-    assert panel.shown is None and panel.table().empty and panel.figures() == {} and panel.grid.shape == [0, 0] and not panel.state.running
+    assert (
+        panel.shown is None
+        and panel.table().empty
+        and panel.figures() == {}
+        and panel.grid.shape == [0, 0]
+        and not panel.state.running
+    )
     with pytest.raises(WorkbenchError, match="nothing to save"):
         panel.save("x.html")
     assert "<b>C</b>" in panel.children[5].value and panel._of_sweep.layout.display == "none"
@@ -74,13 +93,31 @@ def test_made_it_shows_controls_and_computes_nothing(models):
 
 def test_every_control_has_a_label_and_a_tooltip(models):
     panel = TwoCheckpoints(*models)
-    controls = (panel.look, panel.k, panel.quantity, panel.side, panel.prompts, panel.corrupted, panel.answers, panel.part, panel.source, panel.start, panel.stop)
+    controls = (
+        panel.look,
+        panel.k,
+        panel.quantity,
+        panel.side,
+        panel.prompts,
+        panel.corrupted,
+        panel.answers,
+        panel.part,
+        panel.source,
+        panel.start,
+        panel.stop,
+    )
     assert all(control.description and control.tooltip for control in controls)
 
 
 def test_run_calls_the_plain_function_with_models_and_k(models, weights):
     seen = {}
-    panel = TwoCheckpoints(*models, compute=lambda *given, **options: (seen.update(given=given, k=options["k"], thread=threading.current_thread()), weights)[1])
+    panel = TwoCheckpoints(
+        *models,
+        compute=lambda *given, **options: (
+            seen.update(given=given, k=options["k"], thread=threading.current_thread()),
+            weights,
+        )[1],
+    )
     panel.k.value = 7
     panel.start.click()
     panel.wait(60)
@@ -88,7 +125,9 @@ def test_run_calls_the_plain_function_with_models_and_k(models, weights):
 
 
 def test_map_table_and_figure_are_the_same_numbers(panel, weights):
-    assert np.allclose(cells(panel), weights.data["relative"]) and np.allclose(panel.figures()["weight_change"].data[0].z, cells(panel))
+    assert np.allclose(cells(panel), weights.data["relative"]) and np.allclose(
+        panel.figures()["weight_change"].data[0].z, cells(panel)
+    )
     table = panel.table()
     blocks = table[table.layer >= 0].pivot(index="layer", columns="module", values="relative")[panel.grid.col_labels]
     assert np.allclose(blocks, cells(panel)) and not panel.grid.signed and panel.grid.unit == "share of |A|"
@@ -99,17 +138,28 @@ def test_map_table_and_figure_are_the_same_numbers(panel, weights):
 def test_the_fine_tune_moved_every_module_and_more_than_chance_along_the_weights(panel, weights):
     """What the picture says of this pair: training moves everything, and its first directions are not random ones."""
     assert (cells(panel) > 0).all()
-    measured, high = (weights.data[name].sel(side="right").where(weights.data["rank"].notnull()) for name in ("overlap", "chance_overlap_high"))
+    measured, high = (
+        weights.data[name].sel(side="right").where(weights.data["rank"].notnull())
+        for name in ("overlap", "chance_overlap_high")
+    )
     assert float((measured.sel(against="other change") > high).sum() / high.notnull().sum()) > 0.9
 
 
 def test_colour_and_side_redraw_without_a_new_run(panel, weights):
     panel._compute = refused
     panel.quantity.value = "cosine_changes"
-    assert panel.grid.signed and (panel.grid.low, panel.grid.high) == (-1, 1) and np.allclose(cells(panel), weights.data["cosine_changes"], equal_nan=True)
+    assert (
+        panel.grid.signed
+        and (panel.grid.low, panel.grid.high) == (-1, 1)
+        and np.allclose(cells(panel), weights.data["cosine_changes"], equal_nan=True)
+    )
     panel.quantity.value = "weights"
     right = cells(panel).copy()
-    assert len(panel.grid.col_labels) == 6 and panel.grid.marked == [list(c) for c in views.within_chance(weights, "weights")] and "Crossed" in panel.beside.value
+    assert (
+        len(panel.grid.col_labels) == 6
+        and panel.grid.marked == [list(c) for c in views.within_chance(weights, "weights")]
+        and "Crossed" in panel.beside.value
+    )
     panel.side.value = "left"
     assert not np.allclose(right, cells(panel)) and np.allclose(cells(panel), views.cells(weights, "weights", "left"))
     assert np.allclose(panel.figures()["weight_change"].data[0].z, cells(panel))
@@ -120,9 +170,14 @@ def test_a_click_opens_the_spectrum_and_the_angles_of_that_module(panel, weights
     assert panel.state.place == [1, "attention.o"]
     figure, table = panel.figures()["cell"], panel.table()
     drawn = {trace.name: trace for trace in figure.data}
-    assert np.allclose(drawn["change B - A"].y, table["change"]) and np.allclose(drawn["change to weights"].y, table["angle to weights"].dropna())
+    assert np.allclose(drawn["change B - A"].y, table["change"]) and np.allclose(
+        drawn["change to weights"].y, table["angle to weights"].dropna()
+    )
     own = weights.tables["spectrum"].query("layer == 1 and module == 'attention.o'")
-    assert np.allclose(table["change"], own["change"]) and panel.area.outputs[0]["data"]["text/plain"] == figure.layout.meta["alt"]
+    assert (
+        np.allclose(table["change"], own["change"])
+        and panel.area.outputs[0]["data"]["text/plain"] == figure.layout.meta["alt"]
+    )
     shown = panel.area.outputs[0]["data"]["application/vnd.plotly.v1+json"]["data"]
     assert [t["name"] for t in shown] == [t.name for t in figure.data]
 
@@ -135,42 +190,83 @@ def test_a_click_on_a_map_of_matrices_alone_opens_the_right_one(panel):
 
 def test_a_vector_has_no_spectrum_and_says_so(panel):
     panel.grid.click(0, panel.grid.col_labels.index("input_layernorm"))
-    assert "input_layernorm has no spectrum" in panel.beside.value and list(panel.figures()) == ["weight_change"] and panel.area.outputs == ()
+    assert (
+        "input_layernorm has no spectrum" in panel.beside.value
+        and list(panel.figures()) == ["weight_change"]
+        and panel.area.outputs == ()
+    )
 
 
 def test_the_colour_stays_when_it_is_computed_again_and_the_cell_is_forgotten(panel):
     panel.grid.click(0, 4)
     panel.quantity.value = "other change"
     panel.run().wait(60)
-    assert panel.quantity.value == panel.state.quantity == "other change" and panel.state.place == [] and panel.area.outputs == ()
+    assert (
+        panel.quantity.value == panel.state.quantity == "other change"
+        and panel.state.place == []
+        and panel.area.outputs == ()
+    )
 
 
 def test_the_same_sweep_shows_effects_intervals_and_every_prompt(panel, sweep):
     panel.look.value = "sweep"
     assert panel.shown is None and panel.grid.layout.display == "none" and panel._of_weights.layout.display == "none"
     panel.run().wait(60)
-    assert np.allclose(cells(panel), sweep.data["mean"]) and np.allclose(panel.figures()["difference"].data[0].z, cells(panel)) and panel.grid.signed
-    assert panel.grid.marked == [list(c) for c in views.not_told_apart(sweep)] and panel.grid.row_labels == ["0", "1", "2"]
-    assert np.allclose(panel.table()["mean"], cells(panel).ravel()) and {"low", "high", "mean_a", "mean_b"} <= set(panel.table())
+    assert (
+        np.allclose(cells(panel), sweep.data["mean"])
+        and np.allclose(panel.figures()["difference"].data[0].z, cells(panel))
+        and panel.grid.signed
+    )
+    assert panel.grid.marked == [list(c) for c in views.not_told_apart(sweep)] and panel.grid.row_labels == [
+        "0",
+        "1",
+        "2",
+    ]
+    assert np.allclose(panel.table()["mean"], cells(panel).ravel()) and {"low", "high", "mean_a", "mean_b"} <= set(
+        panel.table()
+    )
     assert f"the loss of B is that of A {float(sweep.data['base_difference'].mean()):+.3g} nats" in panel.beside.value
     panel.grid.click(0, 5)
-    assert np.allclose(panel.table()["difference"], sweep.data["difference"].isel(layer=0, head=5)) and np.allclose(panel.figures()["cell"].data[0].y, panel.table()["difference"])
+    assert np.allclose(panel.table()["difference"], sweep.data["difference"].isel(layer=0, head=5)) and np.allclose(
+        panel.figures()["cell"].data[0].y, panel.table()["difference"]
+    )
     panel.look.value = "weights"
     assert panel.grid.unit == "share of |A|" and panel.state.result is panel.state.weights
 
 
 def test_the_sweep_runs_what_the_controls_say(models, prompts, sweep):
     calls = []
-    panel = TwoCheckpoints(*models[:2], prompts=prompts[:2], compute_sweep=lambda *given, **options: (calls.append((given, options)), sweep)[1])
+    panel = TwoCheckpoints(
+        *models[:2],
+        prompts=prompts[:2],
+        compute_sweep=lambda *given, **options: (calls.append((given, options)), sweep)[1],
+    )
     panel.look.value = "sweep"
     panel.run().wait(60)
     (a, b, base, source, metric), options = calls.pop()
-    assert (a, b) == models[:2] and base == a.to_rows(prompts[:2]) and isinstance(source, Zero) and metric.positions is None and metric.unit == "nats" and (options["site"], options["axes"]) == ("z", ("unit",))
-    panel.state.part, panel.state.source, panel.state.answers, panel.state.corrupted = "mlp_out", "corrupted", "river", "\n".join(prompts[2:4])
+    assert (
+        (a, b) == models[:2]
+        and base == a.to_rows(prompts[:2])
+        and isinstance(source, Zero)
+        and metric.positions is None
+        and metric.unit == "nats"
+        and (options["site"], options["axes"]) == ("z", ("unit",))
+    )
+    panel.state.part, panel.state.source, panel.state.answers, panel.state.corrupted = (
+        "mlp_out",
+        "corrupted",
+        "river",
+        "\n".join(prompts[2:4]),
+    )
     assert panel.corrupted.layout.display == "flex"
     panel.run().wait(60)
     (_, _, _, source, metric), options = calls.pop()
-    assert source.tokens == a.to_rows(prompts[2:4]) and metric.n_examples == 2 and metric.positions == (-1,) and (options["site"], options["axes"]) == ("mlp_out", ("pos",))
+    assert (
+        source.tokens == a.to_rows(prompts[2:4])
+        and metric.n_examples == 2
+        and metric.positions == (-1,)
+        and (options["site"], options["axes"]) == ("mlp_out", ("pos",))
+    )
 
 
 def test_a_real_sweep_through_the_panel_equals_the_plain_function(models, prompts, sweep):
@@ -208,7 +304,10 @@ def test_models_that_do_not_correspond_are_refused_saying_where(organism):
     panel = TwoCheckpoints(organism, other).run().wait(60)
     assert "n_layers is 3 and 2" in panel.state.error and panel.shown is None
     words = [*VOCABULARY[:9], VOCABULARY[10], VOCABULARY[9], *VOCABULARY[11:]]
-    swapped = load(AutoModelForCausalLM.from_pretrained(organism_folder("attention-sink")), tokenizer=word_tokenizer(words, add_bos=True))
+    swapped = load(
+        AutoModelForCausalLM.from_pretrained(organism_folder("attention-sink")),
+        tokenizer=word_tokenizer(words, add_bos=True),
+    )
     panel = TwoCheckpoints(organism, swapped, prompts=["river lake"]).run().wait(60)
     assert f"part at token 9 of row 0: {VOCABULARY[9]!r} (id 9)" in panel.state.error
     panel.state.look, panel.state.prompts = "sweep", f"river {VOCABULARY[9]}"
@@ -271,12 +370,22 @@ def test_saved_it_opens_as_one_page_with_its_numbers(panel, tmp_path):
     panel.grid.click(1, 4)
     text = panel.save(tmp_path / "two.html").read_text(encoding="utf-8")
     first = panel.table().iloc[0]
-    assert f"{first['change']:.5g}" in text and "Two checkpoints" in text and "minus organism:attention-sink" in text and "attention.q" in text
+    assert (
+        f"{first['change']:.5g}" in text
+        and "Two checkpoints" in text
+        and "minus organism:attention-sink" in text
+        and "attention.q" in text
+    )
 
 
 def test_state_given_beforehand_is_kept(models):
     panel = TwoCheckpoints(*models, state=TwoCheckpointsState(k=9, look="sweep", prompts="river"))
-    assert panel.k.value == 9 and panel.look.value == "sweep" and panel.prompts.value == "river" and panel._of_weights.layout.display == "none"
+    assert (
+        panel.k.value == 9
+        and panel.look.value == "sweep"
+        and panel.prompts.value == "river"
+        and panel._of_weights.layout.display == "none"
+    )
 
 
 def test_a_redraw_of_computed_data_takes_less_than_a_tenth_of_a_second_of_work(panel):

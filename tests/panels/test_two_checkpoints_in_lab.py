@@ -1,4 +1,6 @@
-"""The two-checkpoints panel in a real JupyterLab: Run fills the map, the colour changes it, clicks open a module and a head, cancel keeps the norms."""
+"""The two-checkpoints panel in a real JupyterLab: Run fills the map, the colour changes it, clicks open a module and
+a head, cancel keeps the norms.
+"""
 
 import pytest
 from lab import notebook
@@ -20,7 +22,7 @@ def tuned(seed):
     return wb.load(module, tokenizer=base.tokenizer)
 b, c = tuned(1), tuned(2)
 prompts = [" ".join(base.to_strings(row[1:])) for row in BigramBackcopy().sample(20, 12, np.random.default_rng(0)).tolist()]
-"""
+"""  # noqa: E501
 OPEN = "panel = panels.TwoCheckpoints(base, b, c, prompts=prompts)\npanel"
 STATE = "print(panel.state.place, panel.state.cell, panel.state.running, repr(panel.state.error))"
 SLOW = """
@@ -50,7 +52,9 @@ def test_weights_then_the_same_sweep(lab):
         nb.press("Run")
         tab.wait_for_selector("text=/Relative change outside the blocks/", timeout=90_000)
         old = nb.drawn(GRID)
-        tab.locator(".workbench-panel select:visible").first.select_option(label="Overlap of the change with the weights it changed")
+        tab.locator(".workbench-panel select:visible").first.select_option(
+            label="Overlap of the change with the weights it changed"
+        )
         nb.drawn(GRID, old)
         tab.locator(GRID).first.click(position={"x": 75, "y": 20})
         tab.wait_for_selector(".js-plotly-plot", timeout=30_000)
@@ -82,7 +86,9 @@ def test_cancel_keeps_the_norms_and_dark_is_readable(lab):
         tab.wait_for_selector("text=/cancelled: cells without a colour/", timeout=30_000)
         nb.drawn(GRID)
         nb.until(2, "[] [] False ''")
-        tab.locator(".workbench-panel select:visible").first.select_option(label="Overlap of the change with the weights it changed")
+        tab.locator(".workbench-panel select:visible").first.select_option(
+            label="Overlap of the change with the weights it changed"
+        )
         tab.locator(GRID).first.click(position={"x": 75, "y": 20})
         tab.wait_for_selector(".js-plotly-plot", timeout=30_000)
         tab.wait_for_timeout(1500)

@@ -11,19 +11,39 @@ from workbench.papers import method
 from workbench.papers.sweep import spec_of, sweep
 
 FAST = {"n_inputs": [12], "scores": ["awft,ahon_ln"], "n_random": [1], "length": [24], "controls": [False]}
-FAST_WORDS = ("--set", "n_inputs=12", "--set", "scores=awft,ahon_ln", "--set", "n_random=1", "--set", "length=24", "--set", "controls=false")
+FAST_WORDS = (
+    "--set",
+    "n_inputs=12",
+    "--set",
+    "scores=awft,ahon_ln",
+    "--set",
+    "n_random=1",
+    "--set",
+    "length=24",
+    "--set",
+    "controls=false",
+)
 
 
 def test_a_row_per_run_with_every_claims_number(tmp_path):
-    table = sweep("attention_sinks", {**FAST, "model": ["organism:attention-sink", "organism:induction", "./nowhere"], "seed": [0]}, folder=tmp_path)
-    assert table["status"].tolist() == ["ok", "ok", "failed"] and "ModelNotFound: no directory './nowhere'" in table["error"][2]
+    table = sweep(
+        "attention_sinks",
+        {**FAST, "model": ["organism:attention-sink", "organism:induction", "./nowhere"], "seed": [0]},
+        folder=tmp_path,
+    )
+    assert (
+        table["status"].tolist() == ["ok", "ok", "failed"]
+        and "ModelNotFound: no directory './nowhere'" in table["error"][2]
+    )
     assert table["model_name"].tolist()[:2] == ["organism:attention-sink", "organism:induction"]
     module = method("attention_sinks")
     for i in range(2):
         result = Result.load(tmp_path / table["folder"][i] / "result")
         checked = check(result, module.CLAIMS)
         assert result.spec == spec_of(module, {k: table[k][i] for k in (*FAST, "model", "seed")}).to_dict()
-        assert table["passed"][i] == checked.passed and table["holds"][i].endswith(f"of {len(checked.lines) - checked.n_untested}")
+        assert table["passed"][i] == checked.passed and table["holds"][i].endswith(
+            f"of {len(checked.lines) - checked.n_untested}"
+        )
         for line in checked.lines:
             if line.ok is not None:
                 assert table[f"{line.claim.kind}: {line.claim.text}"][i] == line.measured
@@ -59,7 +79,9 @@ def test_the_command_writes_a_table_and_goes_on(tmp_path):
     before = [(tmp_path / "out" / f / "row.json").stat().st_mtime_ns for f in table["folder"]]
     code, _, _ = workbench(*call[:-2], "--grid", "model=organism:attention-sink,./nowhere", "--out", out)
     assert code == 1, "a run failed"
-    assert workbench(*call)[0] == 0 and before == [(tmp_path / "out" / f / "row.json").stat().st_mtime_ns for f in table["folder"]]
+    assert workbench(*call)[0] == 0 and before == [
+        (tmp_path / "out" / f / "row.json").stat().st_mtime_ns for f in table["folder"]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Figure bundles: exported numbers are the drawn ones, for every kind of trace; running again says same, or by how much not."""
+"""Figure bundles: exported numbers are the drawn ones, for every kind of trace; running again says same, or by how
+much not.
+"""
 
 import json
 import shutil
@@ -22,16 +24,32 @@ def result(seed=0, **model):
 
 
 def figures(scale=1.0):
-    line = go.Figure([go.Scatter(x=[1, 2], y=np.array([3.0, 4.0]) * scale, name="a", error_y={"array": [0.1, 0.2], "arrayminus": [0.3, 0.4]}), go.Bar(x=["p", "q"], y=[5, 6], name="b")])
+    line = go.Figure(
+        [
+            go.Scatter(
+                x=[1, 2],
+                y=np.array([3.0, 4.0]) * scale,
+                name="a",
+                error_y={"array": [0.1, 0.2], "arrayminus": [0.3, 0.4]},
+            ),
+            go.Bar(x=["p", "q"], y=[5, 6], name="b"),
+        ]
+    )
     heat = go.Figure(go.Heatmap(z=np.array([[1.0, np.nan], [3.0, 4.0]]) * scale, x=["u", "v"], y=[0, 1]))
-    return {name: theme.finish(f, name, f"{name} alt", result().provenance) for name, f in (("line", line), ("heat", heat))}
+    return {
+        name: theme.finish(f, name, f"{name} alt", result().provenance) for name, f in (("line", line), ("heat", heat))
+    }
 
 
 def test_what_is_exported_is_what_is_drawn():
     shown = figures()
     line = drawn_data(shown["line"])
     assert line.trace.tolist() == ["a", "a", "b", "b"] and line.type.tolist() == ["scatter"] * 2 + ["bar"] * 2
-    assert line.y.tolist() == [3, 4, 5, 6] and line.error_minus.tolist()[:2] == [0.3, 0.4] and line.x.tolist() == [1, 2, "p", "q"]
+    assert (
+        line.y.tolist() == [3, 4, 5, 6]
+        and line.error_minus.tolist()[:2] == [0.3, 0.4]
+        and line.x.tolist() == [1, 2, "p", "q"]
+    )
     heat = drawn_data(shown["heat"])
     assert heat.x.tolist() == ["u", "v", "u", "v"] and heat.y.tolist() == [0, 0, 1, 1]
     np.testing.assert_array_equal(heat.z, [1, np.nan, 3, 4])
@@ -40,7 +58,10 @@ def test_what_is_exported_is_what_is_drawn():
 @pytest.mark.parametrize(
     ("trace", "rows"),
     [
-        (go.Sankey(node={"label": ["SCU", "CU"]}, link={"source": [0, 1], "target": [1, 0], "value": [2, 3]}), [("SCU", "CU", 2), ("CU", "SCU", 3)]),
+        (
+            go.Sankey(node={"label": ["SCU", "CU"]}, link={"source": [0, 1], "target": [1, 0], "value": [2, 3]}),
+            [("SCU", "CU", 2), ("CU", "SCU", 3)],
+        ),
         (go.Histogram(x=[1, 1, 2]), None),
         (go.Scatter(y=[7, 8]), None),
     ],
@@ -60,7 +81,9 @@ def test_other_traces(trace, rows):
 def test_the_same_numbers_come_through_the_json_of_a_page():
     """plotly packs arrays as base64 there; a figure read back draws the same."""
     for figure in figures().values():
-        pd.testing.assert_frame_equal(drawn_data(go.Figure(json.loads(figure.to_json()))), drawn_data(figure), check_dtype=False)
+        pd.testing.assert_frame_equal(
+            drawn_data(go.Figure(json.loads(figure.to_json()))), drawn_data(figure), check_dtype=False
+        )
 
 
 @pytest.mark.browser
@@ -69,9 +92,21 @@ def test_a_bundle_holds_every_format(tmp_path):
     written, problem = bundle.write_bundles(figures(), result(), tmp_path)
     assert problem == "" and [p.name for p in written] == ["line", "heat"]
     for folder in written:
-        assert {p.name for p in folder.iterdir()} == {"figure.png", "figure.svg", "figure.pdf", "figure.html", "data.csv", "data.parquet", "provenance.json"}
-        assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG" and (folder / "figure.pdf").read_bytes()[:4] == b"%PDF"
-        assert "<svg" in (folder / "figure.svg").read_text()[:200] and "toy · m" in (folder / "figure.svg").read_text()  # the caption is drawn
+        assert {p.name for p in folder.iterdir()} == {
+            "figure.png",
+            "figure.svg",
+            "figure.pdf",
+            "figure.html",
+            "data.csv",
+            "data.parquet",
+            "provenance.json",
+        }
+        assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG" and (folder / "figure.pdf").read_bytes()[
+            :4
+        ] == b"%PDF"
+        assert (
+            "<svg" in (folder / "figure.svg").read_text()[:200] and "toy · m" in (folder / "figure.svg").read_text()
+        )  # the caption is drawn
         assert len(pd.read_csv(folder / "data.csv")) == len(pd.read_parquet(folder / "data.parquet")) == 4
 
 

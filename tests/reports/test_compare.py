@@ -14,18 +14,31 @@ from workbench.reports.compare import compare, comparison_section, numbers
 from workbench.views import theme
 from workbench.views.drawn_data import drawn_data
 
-CLAIMS = [Claim("loss is small", "here", lambda r: float(r.data["loss"].mean()), "<", 1.0, "known"), Claim("loss is tiny", "here", lambda r: float(r.data["loss"].mean()), "<", 0.1, "known", kind="control")]
+CLAIMS = [
+    Claim("loss is small", "here", lambda r: float(r.data["loss"].mean()), "<", 1.0, "known"),
+    Claim("loss is tiny", "here", lambda r: float(r.data["loss"].mean()), "<", 0.1, "known", kind="control"),
+]
 
 
 def result(values, stem="toy", **spec):
-    data = xr.Dataset({"loss": ("input", values, {"unit": "nats"}), "scores": (("input", "head"), np.outer(values, [1, 2]), {"unit": ""}), "total": ((), float(np.sum(values)))}, coords={"input": range(len(values)), "head": [0, 1]})
+    data = xr.Dataset(
+        {
+            "loss": ("input", values, {"unit": "nats"}),
+            "scores": (("input", "head"), np.outer(values, [1, 2]), {"unit": ""}),
+            "total": ((), float(np.sum(values))),
+        },
+        coords={"input": range(len(values)), "head": [0, 1]},
+    )
     return Result(Provenance(stem, spec, 0, model={"name": "m", "weights": "w"}), data)
 
 
 def figures(r, kind="line"):
     line = go.Figure(go.Scatter(x=r.data.input.values, y=r.data.loss.values, name="loss"))
     heat = go.Figure(go.Heatmap(z=r.data.scores.values, x=[0, 1], y=r.data.input.values))
-    return {"line": theme.finish(line, "Loss", "a line", r.provenance), "heat": theme.finish(heat, "Scores", "a map", r.provenance)}
+    return {
+        "line": theme.finish(line, "Loss", "a line", r.provenance),
+        "heat": theme.finish(heat, "Scores", "a map", r.provenance),
+    }
 
 
 def test_claims_and_numbers_side_by_side():
@@ -35,7 +48,12 @@ def test_claims_and_numbers_side_by_side():
     found = compare(a, b, CLAIMS, figures(a), figures(b))
     assert found.claims["B - A"].tolist() == pytest.approx([1, 1]) and found.claims["agree"].tolist() == [False, True]
     loss = found.numbers.set_index("variable").loc["loss"]
-    assert loss.difference == pytest.approx(1) and loss.low == pytest.approx(1) and loss.high == pytest.approx(1) and loss.paired  # the same inputs, so the difference is exact
+    assert (
+        loss.difference == pytest.approx(1)
+        and loss.low == pytest.approx(1)
+        and loss.high == pytest.approx(1)
+        and loss.paired
+    )  # the same inputs, so the difference is exact
     assert found.numbers.set_index("variable").loc["scores"].difference == pytest.approx(1.5)
     assert np.isnan(found.numbers.set_index("variable").loc["total"].low)
     assert found.notes[0] == "spec.n: 1 in A, 2 in B"
@@ -45,7 +63,11 @@ def test_unpaired_intervals_cover_the_true_difference_about_as_often_as_they_say
     rng, covered = np.random.default_rng(1), 0
     for _ in range(60):
         a, b = rng.normal(0, 1, 40), rng.normal(0.5, 1, 30)
-        row = numbers(result(a).data.drop_dims("head"), result(b).data.drop_dims("head")).set_index("variable").loc["loss"]
+        row = (
+            numbers(result(a).data.drop_dims("head"), result(b).data.drop_dims("head"))
+            .set_index("variable")
+            .loc["loss"]
+        )
         covered += row.low <= 0.5 <= row.high
         assert not row.paired
     assert 50 <= covered <= 60

@@ -1,4 +1,6 @@
-"""The HTML page and the pictures: readable offline in a real browser, without paths of this machine, whatever is missing."""
+"""The HTML page and the pictures: readable offline in a real browser, without paths of this machine, whatever is
+missing.
+"""
 
 import json
 
@@ -17,15 +19,28 @@ from workbench.views import theme
 @pytest.fixture
 def result():
     spec = {"model": {"name": "/somewhere/private/my-model"}, "n": 3}
-    return Result(Provenance("attention_sinks", spec, 0, model={"name": "my-model"}), warnings=("units were replaced & <nothing> moved",))
+    return Result(
+        Provenance("attention_sinks", spec, 0, model={"name": "my-model"}),
+        warnings=("units were replaced & <nothing> moved",),
+    )
 
 
 @pytest.fixture
 def figures(result):
-    return {"first": theme.finish(go.Figure(go.Scatter(x=[1, 2], y=[3, 4])), "One", "A line from 3 to 4.", result.provenance)}
+    return {
+        "first": theme.finish(
+            go.Figure(go.Scatter(x=[1, 2], y=[3, 4])), "One", "A line from 3 to 4.", result.provenance
+        )
+    }
 
 
-TABLE = check(None, [Claim("one < two", "arithmetic", lambda _: 1.0, "<", 2.0, "known"), Claim("two < one", "arithmetic", lambda _: 2.0, "<", 1.0, "known", kind="control")])
+TABLE = check(
+    None,
+    [
+        Claim("one < two", "arithmetic", lambda _: 1.0, "<", 2.0, "known"),
+        Claim("two < one", "arithmetic", lambda _: 2.0, "<", 1.0, "known", kind="control"),
+    ],
+)
 
 
 @pytest.mark.browser

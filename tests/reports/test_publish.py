@@ -1,4 +1,6 @@
-"""Publishing: static pictures of bounded size, nothing alive left, the same bytes the second time, nothing written after an error."""
+"""Publishing: static pictures of bounded size, nothing alive left, the same bytes the second time, nothing written
+after an error.
+"""
 
 import base64
 import io
@@ -22,7 +24,12 @@ PANEL = "import ipywidgets\nfrom IPython.display import display\nslider = ipywid
 def notebook(tmp_path, *sources):
     cells = [new.new_markdown_cell("# Toy"), *(new.new_code_cell(s) for s in sources)]
     path = tmp_path / "toy.ipynb"
-    nbformat.write(new.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), path)
+    nbformat.write(
+        new.new_notebook(
+            cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        ),
+        path,
+    )
     return path
 
 
@@ -35,7 +42,9 @@ def test_figures_become_pictures_and_nothing_stays_alive(tmp_path):
     first = path.read_bytes()
     book = json.loads(first)
     left = json.dumps([c["outputs"] for c in book["cells"] if c["cell_type"] == "code"])
-    assert not any(word in left for word in ("vnd.plotly", "widget-view", "noise")) and "widgets" not in book["metadata"]
+    assert (
+        not any(word in left for word in ("vnd.plotly", "widget-view", "noise")) and "widgets" not in book["metadata"]
+    )
     picture = book["cells"][1]["outputs"][0]["data"]
     png = base64.b64decode(picture["image/png"])
     assert png[:4] == b"\x89PNG" and len(png) <= images.MAX_BYTES and "".join(picture["text/plain"]) == "a line"
@@ -56,23 +65,32 @@ class Toy(Panel):
 toy = Toy()
 toy.frame()
 toy
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.browser
 @pytest.mark.slow
 def test_a_panel_in_the_last_cell_leaves_its_picture_and_a_figure_where_it_came_from(tmp_path):
     require_browser()
-    path = notebook(tmp_path, SHOWN, "toy.figures()['line']", "import time\nfor i in range(3):\n    print(i, flush=True)\n    time.sleep(0.3)")
+    path = notebook(
+        tmp_path,
+        SHOWN,
+        "toy.figures()['line']",
+        "import time\nfor i in range(3):\n    print(i, flush=True)\n    time.sleep(0.3)",
+    )
     assert publish.publish(path) == ""
     cells = json.loads(path.read_text())["cells"]
-    assert [o["text"] for o in cells[3]["outputs"]] == [["0\n", "1\n", "2\n"]], "what was printed bit by bit is one output"
+    assert [o["text"] for o in cells[3]["outputs"]] == [["0\n", "1\n", "2\n"]], (
+        "what was printed bit by bit is one output"
+    )
     assert len(cells) == 4 and [next(iter(o["data"])) for o in cells[1]["outputs"]] == ["text/html", "image/png"]
     assert cells[2]["outputs"][0]["metadata"] == {"provenance": "toy · no model · seed 3"}
     section = sections.notebook_section(sections.read_notebook(path), "toy")
     assert section.origins == ("toy · no model · seed 3",)
     first = path.read_bytes()
-    assert publish.publish(path) == "" and path.read_bytes() == first, "the panel has another identity in every kernel, and one in print"
+    assert publish.publish(path) == "" and path.read_bytes() == first, (
+        "the panel has another identity in every kernel, and one in print"
+    )
 
 
 def test_a_failed_cell_leaves_the_file_as_it_was(tmp_path):
@@ -88,7 +106,11 @@ def test_without_a_browser_the_rest_is_still_published(tmp_path, monkeypatch):
     path = notebook(tmp_path, FIGURE, CLAIMS)
     assert "needs Chromium" in publish.publish(path)
     book = json.loads(path.read_text())
-    assert "image/png" not in json.dumps(book) and "a line" in json.dumps(book["cells"][1]["outputs"]) and "one is less" in json.dumps(book["cells"][2]["outputs"])
+    assert (
+        "image/png" not in json.dumps(book)
+        and "a line" in json.dumps(book["cells"][1]["outputs"])
+        and "one is less" in json.dumps(book["cells"][2]["outputs"])
+    )
 
 
 @pytest.mark.browser
@@ -98,12 +120,19 @@ def test_a_picture_keeps_its_size_and_its_colours_in_a_palette():
 
     from workbench.views import theme
 
-    lines = [go.Scatter(y=np.random.default_rng(i).normal(size=12), line={"color": c}) for i, c in enumerate((theme.BLUE, theme.ORANGE, theme.GREEN, theme.RED))]
+    lines = [
+        go.Scatter(y=np.random.default_rng(i).normal(size=12), line={"color": c})
+        for i, c in enumerate((theme.BLUE, theme.ORANGE, theme.GREEN, theme.RED))
+    ]
     figure = theme.finish(go.Figure(lines), "Noise", "four lines", Provenance.start("toy", {}, 0))
     whole = images.pictures({"figure": figure}, scale=1.0)[0]["figure", "png"]
     content, problem = images.small_picture(figure)
     before, after = (Image.open(io.BytesIO(c)).convert("RGB") for c in (whole, content))
-    assert problem == "" and len(content) < 0.6 * len(whole) and after.size == before.size == (figure.layout.width, figure.layout.height)
+    assert (
+        problem == ""
+        and len(content) < 0.6 * len(whole)
+        and after.size == before.size == (figure.layout.width, figure.layout.height)
+    )
     assert np.abs(np.asarray(before, int) - np.asarray(after, int)).mean() < 1
 
 

@@ -11,7 +11,12 @@ def double(n: int) -> int:
 
 
 def who(n: int) -> dict:
-    return {"n": n, "pid": os.getpid(), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "threads": os.environ.get("OMP_NUM_THREADS", "")}
+    return {
+        "n": n,
+        "pid": os.getpid(),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+    }
 
 
 def seat(n: int) -> str:

@@ -53,12 +53,18 @@ def lock_holder(path) -> int | None:
 
 def equal(a: Store, b: Store) -> bool:
     pairs = [(pa.shard_path(i), pb.shard_path(j)) for (pa, i), (pb, j) in zip(a.shards, b.shards, strict=True)]
-    return all(x.name == y.name and all(torch.equal(t, load_file(y)[name]) for name, t in load_file(x).items()) for x, y in pairs)
+    return all(
+        x.name == y.name and all(torch.equal(t, load_file(y)[name]) for name, t in load_file(x).items())
+        for x, y in pairs
+    )
 
 
 def test_tasks_errors_and_the_dashboard(cluster):
     assert run_all(cluster, tasks.double, [(n,) for n in range(5)]) == [0, 2, 4, 6, 8]
-    assert run_all(cluster, tasks.fail_if_odd, [(0,), (1,)], on_error=lambda number, error: str(error)) == [0, "task 1 is no good"]
+    assert run_all(cluster, tasks.fail_if_odd, [(0,), (1,)], on_error=lambda number, error: str(error)) == [
+        0,
+        "task 1 is no good",
+    ]
     assert cluster.dashboard.startswith("http://127.0.0.1") and cluster.dashboard in cluster._repr_html_()
 
 
@@ -73,7 +79,9 @@ def test_no_scheduler_there():
         dask("tcp://127.0.0.1:9")
 
 
-@pytest.mark.skipif(not Path("/proc/locks").is_file(), reason="finds the worker to kill by its lock in /proc/locks: runs on Linux")
+@pytest.mark.skipif(
+    not Path("/proc/locks").is_file(), reason="finds the worker to kill by its lock in /proc/locks: runs on Linux"
+)
 def test_a_worker_killed_in_mid_shard_changes_nothing(cluster, tmp_path, organism, rows, inline):
     folder, killed = tmp_path / "s", []
 
@@ -91,14 +99,16 @@ def test_a_worker_killed_in_mid_shard_changes_nothing(cluster, tmp_path, organis
     killer.start()
     store = write_store(organism, rows, SITES, folder=folder, executor=cluster, **HOW)
     killer.join()
-    (holder, shard), = killed
+    ((holder, shard),) = killed
     assert holder not in cluster.client.run(os.getpid).values() and shard.exists()
     assert store.is_complete and store.verify().empty and not list(folder.glob("shards/*.partial"))
     assert equal(store, inline)
 
 
 def test_reductions_are_the_same_to_the_last_bit(cluster, inline):
-    what = Together({"moments": Moments(), "covariance": Covariance(), "top": TopK(5), "quantiles": Quantiles((0.1, 0.5))})
+    what = Together(
+        {"moments": Moments(), "covariance": Covariance(), "top": TopK(5), "quantiles": Quantiles((0.1, 0.5))}
+    )
     here = reduce_store(inline, "mlp_out", 2, what)
     there = reduce_store(inline, "mlp_out", 2, what, executor=cluster)
     assert here.identical(there)
@@ -110,7 +120,10 @@ def test_a_model_made_in_memory_cannot_be_sent(cluster, tmp_path, rows):
 
     from workbench.models import load
 
-    model = load(tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=48)), tokenizer=False)
+    model = load(
+        tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=48)),
+        tokenizer=False,
+    )
     with pytest.raises(BadSpec, match="save it with save_pretrained"):
         write_store(model, rows[:4], ["resid_post"], folder=tmp_path / "s", executor=cluster)
 

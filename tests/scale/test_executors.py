@@ -1,4 +1,6 @@
-"""One seam, several places: the same answers in the same order, errors and deaths of workers told apart, nothing left running."""
+"""One seam, several places: the same answers in the same order, errors and deaths of workers told apart, nothing
+left running.
+"""
 
 import os
 import sys
@@ -42,7 +44,13 @@ def test_a_future_is_a_future(executor):
 
 def test_answers_come_in_the_order_of_the_tasks(executor):
     told, progress = [], Progress()
-    answers = run_all(executor, tasks.double, [(n,) for n in range(7)], on_done=lambda number, answer: told.append((number, answer)), progress=progress)
+    answers = run_all(
+        executor,
+        tasks.double,
+        [(n,) for n in range(7)],
+        on_done=lambda number, answer: told.append((number, answer)),
+        progress=progress,
+    )
     assert answers == [0, 2, 4, 6, 8, 10, 12]
     assert sorted(told) == list(enumerate(answers)) and (progress.done, progress.total) == (7, 7)
     assert run_all(executor, tasks.double, []) == []
@@ -51,7 +59,9 @@ def test_answers_come_in_the_order_of_the_tasks(executor):
 def test_an_error_stops_everything_or_becomes_an_answer(executor):
     with pytest.raises(ValueError, match="is no good"):
         run_all(executor, tasks.fail_if_odd, [(n,) for n in range(4)])
-    assert run_all(executor, tasks.fail_if_odd, [(n,) for n in range(4)], on_error=lambda number, error: f"{number}: {error}") == [0, "1: task 1 is no good", 2, "3: task 3 is no good"]
+    assert run_all(
+        executor, tasks.fail_if_odd, [(n,) for n in range(4)], on_error=lambda number, error: f"{number}: {error}"
+    ) == [0, "1: task 1 is no good", 2, "3: task 3 is no good"]
 
 
 def test_a_cancel_is_noticed(executor):
@@ -97,7 +107,11 @@ def test_a_task_that_always_kills_its_worker_is_named_and_the_others_are_not_bla
 def test_an_executor_from_words(monkeypatch):
     asked = []
     monkeypatch.setattr(executors, "dask", lambda address=None, n_workers=None: asked.append((address, n_workers)))
-    assert isinstance(open_executor(None), Inline) and isinstance(open_executor("inline"), Inline) and isinstance(open_executor(None, 1), Inline)
+    assert (
+        isinstance(open_executor(None), Inline)
+        and isinstance(open_executor("inline"), Inline)
+        and isinstance(open_executor(None, 1), Inline)
+    )
     assert open_executor(None, 3).n_workers == 3 and open_executor("processes", 2).n_workers == 2
     open_executor("local", 4)
     open_executor("tcp://there:8786")

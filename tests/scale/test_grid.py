@@ -18,7 +18,12 @@ def calls(folder) -> int:
 
 
 def test_cells_are_every_combination_the_last_field_fastest():
-    assert cells_of({"a": [1, 2], "seed": [0, 1]}) == [{"a": 1, "seed": 0}, {"a": 1, "seed": 1}, {"a": 2, "seed": 0}, {"a": 2, "seed": 1}]
+    assert cells_of({"a": [1, 2], "seed": [0, 1]}) == [
+        {"a": 1, "seed": 0},
+        {"a": 1, "seed": 1},
+        {"a": 2, "seed": 0},
+        {"a": 2, "seed": 1},
+    ]
     assert cells_of({}) == [{}]
     with pytest.raises(BadSpec, match="no values for seed"):
         cells_of({"a": [1], "seed": []})
@@ -40,7 +45,9 @@ def test_a_grid_from_words(texts, grid):
     assert parse_grid(texts) == grid
 
 
-@pytest.mark.parametrize("texts", [["seed"], ["=1"], ["a="], ["a=1,,2"], ["a=3..1"], ["a=1", "a=2"]], ids=lambda t: " ".join(t))
+@pytest.mark.parametrize(
+    "texts", [["seed"], ["=1"], ["a="], ["a=1,,2"], ["a=3..1"], ["a=1", "a=2"]], ids=lambda t: " ".join(t)
+)
 def test_a_grid_that_is_none(texts):
     with pytest.raises(BadSpec, match="--grid"):
         parse_grid(texts)
@@ -51,7 +58,9 @@ def test_one_row_a_cell_with_failures_as_rows(tmp_path):
     table = sweep(RUN, CELLS, tmp_path, progress=progress)
     assert table[["a", "seed"]].to_dict("records") == CELLS and progress.done == 6
     assert table["status"].tolist() == ["ok", "ok", "failed"] * 2
-    assert table["score"].tolist()[:2] == [10, 11] and table["error"].tolist()[2] == "RuntimeError: seed 2 does not work"
+    assert (
+        table["score"].tolist()[:2] == [10, 11] and table["error"].tolist()[2] == "RuntimeError: seed 2 does not work"
+    )
     assert (table["seconds"] >= 0).all()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sweep.parquet"), table, check_dtype=False)
 
@@ -82,11 +91,20 @@ def test_a_cancelled_sweep_says_what_did_not_run_and_goes_on(tmp_path):
 
 def test_a_run_that_kills_its_worker_is_a_row_too(tmp_path):
     with Processes(1) as executor:
-        table = sweep("scale.scale_tasks:run_and_die", cells_of({"a": [1], "seed": [0, 1]}), tmp_path, executor=executor)
+        table = sweep(
+            "scale.scale_tasks:run_and_die", cells_of({"a": [1], "seed": [0, 1]}), tmp_path, executor=executor
+        )
     assert table["status"].tolist() == ["ok", "failed"] and "WorkerDied" in table["error"][1]
 
 
-@pytest.mark.parametrize(("run", "says"), [("scale.scale_tasks:not_json", "TypeError"), ("scale.scale_tasks:nothing", "AttributeError"), ("no.such.module:run", "ModuleNotFoundError")])
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        ("scale.scale_tasks:not_json", "TypeError"),
+        ("scale.scale_tasks:nothing", "AttributeError"),
+        ("no.such.module:run", "ModuleNotFoundError"),
+    ],
+)
 def test_a_function_that_cannot_be_used_is_a_failed_row(run, says, tmp_path):
     table = sweep(run, [{"a": 1}], tmp_path)
     assert table["status"].tolist() == ["failed"] and table["error"][0].startswith(says)
@@ -94,7 +112,9 @@ def test_a_function_that_cannot_be_used_is_a_failed_row(run, says, tmp_path):
 
 def test_a_table_of_mixed_cells_is_written(tmp_path):
     save_table(pd.DataFrame({"x": [1, "a", None], "y": [1, 2, 3]}), tmp_path / "t.parquet")
-    assert pd.read_parquet(tmp_path / "t.parquet")["x"].tolist() == ["1", "a", "None"] and [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
+    assert pd.read_parquet(tmp_path / "t.parquet")["x"].tolist() == ["1", "a", "None"] and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["t.parquet"]
 
 
 def test_the_spec_of_a_cell_is_what_the_function_is_given(tmp_path):

@@ -1,4 +1,6 @@
-"""Fine-tuning loop: learns, records everything, freezes what is frozen, stops when fitted, survives a kill, takes any family."""
+"""Fine-tuning loop: learns, records everything, freezes what is frozen, stops when fitted, survives a kill, takes
+any family.
+"""
 
 import numpy as np
 import pytest
@@ -9,13 +11,24 @@ from workbench.core.errors import BadData, BadSpec
 from workbench.core.progress import Cancelled
 from workbench.training.classifier import FineTuneSpec, Inputs, fine_tune, first_fit, predict
 
-CONFIG = {"vocab_size": 24, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12, "num_labels": 3, "pad_token_id": 0, "initializer_range": 0.2}
+CONFIG = {
+    "vocab_size": 24,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 12,
+    "num_labels": 3,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
 SPEC = FineTuneSpec(epochs=6, batch_size=8, lr=5e-3, seed=4)
 
 
 def gpt2(dropout: float = 0.0):
     torch.manual_seed(0)
-    return tf.GPT2ForSequenceClassification(tf.GPT2Config(**CONFIG, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout))
+    return tf.GPT2ForSequenceClassification(
+        tf.GPT2Config(**CONFIG, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
+    )
 
 
 def task(n: int = 48) -> tuple[Inputs, np.ndarray]:
@@ -39,7 +52,9 @@ def test_it_learns_and_records_every_sample_and_epoch():
     untrained = predict(module.eval(), inputs, 8)
     log = run(module, SPEC.replace(epochs=15))
     assert log.n_epochs == 15 and len(log.loss) == 16 and np.isnan(log.loss[0]) and log.loss[-1] < 0.5 * log.loss[1]
-    assert [p.shape for p in log.predictions["train"]] == [(48,)] * 16 and [p.shape for p in log.predictions["test"]] == [(5,)] * 16
+    assert [p.shape for p in log.predictions["train"]] == [(48,)] * 16 and [
+        p.shape for p in log.predictions["test"]
+    ] == [(5,)] * 16
     np.testing.assert_array_equal(log.predictions["train"][0], untrained)
     np.testing.assert_array_equal(log.predictions["train"][-1], predict(module, inputs, 3))
     assert np.mean(log.predictions["train"][-1] == labels) > 0.9 and not module.training
@@ -49,14 +64,18 @@ def test_one_step_is_adam_by_hand():
     """Oracle: one batch, one epoch; Adam's first step moves every number by lr against the sign of its gradient."""
     module, (inputs, labels) = gpt2(), task()
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
-    loss = torch.nn.functional.cross_entropy(module(**inputs.batch(np.arange(48), torch.device("cpu"))).logits, torch.from_numpy(labels))
+    loss = torch.nn.functional.cross_entropy(
+        module(**inputs.batch(np.arange(48), torch.device("cpu"))).logits, torch.from_numpy(labels)
+    )
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in module.named_parameters()}
     log = run(module, FineTuneSpec(epochs=1, batch_size=48, lr=1e-3, clip=1e9))
     assert log.loss[1] == pytest.approx(float(loss.detach()), rel=1e-5)
     for name, p in module.named_parameters():
         clear = gradients[name].abs() > 1e-5
-        torch.testing.assert_close((before[name] - p.detach())[clear], 1e-3 * gradients[name].sign()[clear], rtol=2e-2, atol=1e-6)
+        torch.testing.assert_close(
+            (before[name] - p.detach())[clear], 1e-3 * gradients[name].sign()[clear], rtol=2e-2, atol=1e-6
+        )
 
 
 def test_the_same_seed_gives_the_same_run_and_leaves_the_callers_random_state():
@@ -65,7 +84,9 @@ def test_the_same_seed_gives_the_same_run_and_leaves_the_callers_random_state():
     for module, seed in zip(modules, (4, 4, 5), strict=True):
         run(module, SPEC.replace(seed=seed))
     assert torch.equal(state, torch.random.get_rng_state())
-    assert torch.equal(weights(modules[0]), weights(modules[1])) and not torch.equal(weights(modules[0]), weights(modules[2]))
+    assert torch.equal(weights(modules[0]), weights(modules[1])) and not torch.equal(
+        weights(modules[0]), weights(modules[2])
+    )
 
 
 def test_what_is_frozen_stays_to_the_bit():
@@ -111,7 +132,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, dropout):
     for name in ("train", "test"):
         np.testing.assert_array_equal(np.stack(log.predictions[name]), np.stack(expected.predictions[name]))
     assert log.measured.keys() == expected.measured.keys() == set(range(7))
-    np.testing.assert_array_equal(np.stack([log.measured[e] for e in range(7)]), np.stack([expected.measured[e] for e in range(7)]))
+    np.testing.assert_array_equal(
+        np.stack([log.measured[e] for e in range(7)]), np.stack([expected.measured[e] for e in range(7)])
+    )
     assert not (tmp_path / "c").exists()
 
 
@@ -167,7 +190,9 @@ def test_mixed_precision_trains_in_bfloat16_and_keeps_float32_weights():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: runs on any machine where torch.cuda.is_available()")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs CUDA: runs on any machine where torch.cuda.is_available()"
+)
 def test_on_cuda_auto_is_bfloat16_and_a_kill_is_survived(tmp_path):
     def stop(step: int, _: int) -> None:
         if step == 20:
@@ -186,7 +211,16 @@ def test_on_cuda_auto_is_bfloat16_and_a_kill_is_survived(tmp_path):
 def test_images_are_inputs_too():
     torch.manual_seed(0)
     module = tf.ViTForImageClassification(
-        tf.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=4, patch_size=2, num_channels=1, num_labels=2)
+        tf.ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=4,
+            patch_size=2,
+            num_channels=1,
+            num_labels=2,
+        )
     )
     pixels = np.random.default_rng(0).normal(size=(24, 1, 4, 4)).astype(np.float32)
     labels = (pixels.mean((1, 2, 3)) > 0).astype(int)

@@ -1,4 +1,6 @@
-"""Inconsistency by hand and against finite differences; the perturbation raises it; training lowers it; the log and its refusals."""
+"""Inconsistency by hand and against finite differences; the perturbation raises it; training lowers it; the log and
+its refusals.
+"""
 
 import copy
 from itertools import pairwise
@@ -19,7 +21,9 @@ SPEC = FinetuneSpec(steps=30, batch_size=4, lr=3e-3, warmup_steps=2)
 
 def _deep(n_blocks: int = 4) -> tf.LlamaForCausalLM:
     torch.manual_seed(0)
-    return tf.LlamaForCausalLM(tf.LlamaConfig(**GQA | NO_SPECIAL | {"intermediate_size": 48, "num_hidden_layers": n_blocks})).eval()
+    return tf.LlamaForCausalLM(
+        tf.LlamaConfig(**GQA | NO_SPECIAL | {"intermediate_size": 48, "num_hidden_layers": n_blocks})
+    ).eval()
 
 
 def _batch(module):
@@ -31,7 +35,10 @@ def test_it_is_one_minus_the_mean_cosine_of_what_consecutive_blocks_give():
     module = _deep()
     _, mask, embeddings = _batch(module)
     streams = []
-    handles = [block.register_forward_hook(lambda _, __, out: streams.append(out[0] if isinstance(out, tuple) else out)) for block in module.model.layers]
+    handles = [
+        block.register_forward_hook(lambda _, __, out: streams.append(out[0] if isinstance(out, tuple) else out))
+        for block in module.model.layers
+    ]
     with torch.no_grad():
         found = float(consistency.inconsistency(module, embeddings, mask))
     for handle in handles:
@@ -47,7 +54,9 @@ def test_padding_does_not_count():
     other = embeddings.clone()
     other[~mask] += 5.0
     with torch.no_grad():
-        assert float(consistency.inconsistency(module, embeddings, mask)) == pytest.approx(float(consistency.inconsistency(module, other, mask)), abs=1e-7)
+        assert float(consistency.inconsistency(module, embeddings, mask)) == pytest.approx(
+            float(consistency.inconsistency(module, other, mask)), abs=1e-7
+        )
 
 
 def test_its_gradient_equals_finite_differences():
@@ -72,7 +81,9 @@ def test_the_perturbation_is_epsilon_everywhere_and_raises_it_more_than_noise_do
     np.testing.assert_allclose((moved - embeddings)[mask].abs(), 0.01, atol=1e-6)
     noise = 0.01 * torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(1)).sign()
     with torch.no_grad():
-        still, pushed, shaken = (float(consistency.inconsistency(module, e, mask)) for e in (embeddings, moved, embeddings + noise))
+        still, pushed, shaken = (
+            float(consistency.inconsistency(module, e, mask)) for e in (embeddings, moved, embeddings + noise)
+        )
     assert pushed - still > 3 * abs(shaken - still) > 0
 
 

@@ -1,4 +1,6 @@
-"""Fine-tuning: the loss is that of the answers alone, padding changes nothing, the seed settles all, pairs come round evenly."""
+"""Fine-tuning: the loss is that of the answers alone, padding changes nothing, the seed settles all, pairs come
+round evenly.
+"""
 
 import math
 
@@ -30,7 +32,9 @@ def test_the_loss_is_the_mean_over_answer_tokens_and_padding_changes_nothing():
 
 
 def test_prompt_tokens_give_no_gradient_to_the_head():
-    """Changing what a prompt says next would need a gradient at the head's rows of prompt tokens beyond the softmax's: an exact share."""
+    """Changing what a prompt says next would need a gradient at the head's rows of prompt tokens beyond the
+    softmax's: an exact share.
+    """
     module = fresh()
     answer_loss(module, [([1, 40, 41, 42], [7, 2])]).backward()
     gradient = module.lm_head.weight.grad

@@ -29,7 +29,9 @@ def test_frozen_entries_keep_every_bit_and_the_others_move():
     for name, parameter in module.named_parameters():
         mask = masks.get(name, torch.zeros(1, dtype=torch.bool)).expand(parameter.shape)
         assert torch.equal(parameter[mask].view(torch.int32), before[name][mask].view(torch.int32))
-        assert (parameter[~mask] != before[name][~mask]).float().mean() > 0.4, name  # embeddings of absent words move by decay alone
+        assert (parameter[~mask] != before[name][~mask]).float().mean() > 0.4, (
+            name
+        )  # embeddings of absent words move by decay alone
 
 
 def test_zeroing_gradients_alone_would_not_have_frozen_them():
@@ -52,7 +54,9 @@ def test_freezing_whole_parameters_by_mask_equals_switching_their_gradients_off(
             frozen = None
             for name in (UP, DOWN):
                 named[name].requires_grad_(False)
-        finetune(module, PAIRS, DECAY.replace(clip=1e9), frozen=frozen)  # unclipped: a norm over more parameters is summed in another order
+        finetune(
+            module, PAIRS, DECAY.replace(clip=1e9), frozen=frozen
+        )  # unclipped: a norm over more parameters is summed in another order
         hashes.append(hash_weights(module))
     assert hashes[0] == hashes[1]
 

@@ -1,4 +1,6 @@
-"""Training lowers the loss to what the language allows, follows its seed, stops between steps and decays matrices only."""
+"""Training lowers the loss to what the language allows, follows its seed, stops between steps and decays matrices
+only.
+"""
 
 import math
 
@@ -99,7 +101,9 @@ class StopAfter(Progress):
 
 
 def test_a_cancelled_training_keeps_the_last_finished_step():
-    """The weights are those of an undisturbed run after 5 steps or after 6 (cancel is noticed after the step in which it came)."""
+    """The weights are those of an undisturbed run after 5 steps or after 6 (cancel is noticed after the step in
+    which it came).
+    """
     seen: list[str] = []
 
     class Watching(Progress):

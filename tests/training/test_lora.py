@@ -48,7 +48,11 @@ def test_factors_are_the_whole_difference_to_the_base(trained):
     merged = dict(lora.merge(copy.deepcopy(adapted)).named_parameters())
     assert len(found) == 2 * 7 and all(f.A.shape[0] == 4 and f.scale == 2.0 for f in found.values())
     for name, weight in base.named_parameters():
-        update = found[name.removesuffix(".weight")].delta() if name.removesuffix(".weight") in found else torch.zeros_like(weight)
+        update = (
+            found[name.removesuffix(".weight")].delta()
+            if name.removesuffix(".weight") in found
+            else torch.zeros_like(weight)
+        )
         assert torch.allclose(merged[name] - weight, update, atol=1e-6), name
     assert max(f.norm() for f in found.values()) > 0.01
 
@@ -56,7 +60,9 @@ def test_factors_are_the_whole_difference_to_the_base(trained):
 def test_norms_and_inner_products_need_no_full_matrix(trained):
     one, other = list(lora.factors(trained[1]).values())[:2]
     assert one.norm() == pytest.approx(float(one.delta().norm()), rel=1e-5)
-    assert one.dot(other.__class__(other.A, one.B, 0.3)) == pytest.approx(float((one.delta() * (0.3 * one.B @ other.A)).sum()), rel=1e-4)
+    assert one.dot(other.__class__(other.A, one.B, 0.3)) == pytest.approx(
+        float((one.delta() * (0.3 * one.B @ other.A)).sum()), rel=1e-4
+    )
 
 
 def test_the_seed_of_the_start_and_the_seed_of_the_data_are_two_things():
@@ -86,7 +92,10 @@ def test_a_saved_adapter_comes_back_the_same_three_ways(trained, tmp_path):
     assert {p.name for p in folder.iterdir()} == {lora.ADAPTER_FILE, lora.CONFIG_FILE}
     read, live = lora.read_factors(folder), lora.factors(adapted)
     assert read.keys() == live.keys()
-    assert all(torch.equal(read[n].A, live[n].A) and torch.equal(read[n].B, live[n].B) and read[n].scale == live[n].scale for n in live)
+    assert all(
+        torch.equal(read[n].A, live[n].A) and torch.equal(read[n].B, live[n].B) and read[n].scale == live[n].scale
+        for n in live
+    )
     again = lora.load_adapter(copy.deepcopy(base), folder)
     assert torch.equal(logits(again), logits(adapted)) and not any(p.requires_grad for p in again.parameters())
     assert any(p.requires_grad for p in lora.load_adapter(copy.deepcopy(base), folder, trainable=True).parameters())

@@ -1,4 +1,6 @@
-"""A checkpoint as a classifier: the body is the checkpoint's, the head is new and seeded, and a random body is refused."""
+"""A checkpoint as a classifier: the body is the checkpoint's, the head is new and seeded, and a random body is
+refused.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ def test_the_body_is_the_checkpoints_and_the_head_is_new(tiny_models, family):
     shared = {name: p for name, p in body.items() if f"{module.base_model_prefix}.{name}" in stored or name in stored}
     assert len(shared) >= len([n for n in body if "pooler" not in n])
     for name, p in shared.items():
-        torch.testing.assert_close(p, stored.get(f"{module.base_model_prefix}.{name}", stored.get(name)), rtol=0, atol=0)
+        torch.testing.assert_close(
+            p, stored.get(f"{module.base_model_prefix}.{name}", stored.get(name)), rtol=0, atol=0
+        )
     assert module.num_labels == 4 and next(module.parameters()).dtype == torch.float32
 
 
@@ -52,7 +56,9 @@ def test_the_callers_random_state_is_left_alone(tiny_models):
 
 
 def test_padding_is_known_where_the_checkpoint_has_none(tmp_path, tiny_models):
-    tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=16, eos_token_id=1, bos_token_id=1)).save_pretrained(tmp_path)
+    tf.GPT2LMHeadModel(
+        tf.GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=16, eos_token_id=1, bos_token_id=1)
+    ).save_pretrained(tmp_path)
     from workbench.datasets.bigram_backcopy import VOCABULARY
     from workbench.organisms.tokenizer import word_tokenizer
 
@@ -63,7 +69,11 @@ def test_padding_is_known_where_the_checkpoint_has_none(tmp_path, tiny_models):
 
 def test_a_missing_body_is_refused(tiny_models, tmp_path):
     tensors = load_file(tiny_models["gpt2"] / "model.safetensors")
-    save_file({n: t for n, t in tensors.items() if "h.1.mlp" not in n}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {n: t for n, t in tensors.items() if "h.1.mlp" not in n},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (tmp_path / "config.json").write_text((tiny_models["gpt2"] / "config.json").read_text())
     with pytest.raises(UnsupportedModel, match="lacks weights of the body"):
         load(tmp_path)

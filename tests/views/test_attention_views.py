@@ -1,4 +1,6 @@
-"""Attention views from small Results made by hand: what is drawn is the pattern, futures are blank, pooled thumbnails keep the largest."""
+"""Attention views from small Results made by hand: what is drawn is the pattern, futures are blank, pooled
+thumbnails keep the largest.
+"""
 
 import numpy as np
 import pytest
@@ -18,17 +20,33 @@ def result(side=4, causal=1, n_layers=2, n_heads=3, effect=False) -> Result:
     scores = rng.random((2, n_layers, n_heads)).astype(np.float32)
     scores[1] *= 3
     data = xr.Dataset(
-        {"pattern": (("layer", "head", "query_pos", "key_pos"), pattern), "scores": (("score", "layer", "head"), scores)},
+        {
+            "pattern": (("layer", "head", "query_pos", "key_pos"), pattern),
+            "scores": (("score", "layer", "head"), scores),
+        },
         coords={
-            "query_pos": range(side), "key_pos": range(side), "token": ("query_pos", [f"<t{i}>" for i in range(side)]), "token_id": ("query_pos", range(side)),
-            "layer": range(n_layers), "head": range(n_heads), "score": ["first_token", "entropy"], "title": ("score", ["First", "Entropy"]), "unit": ("score", ["share of attention", "nats"]),
+            "query_pos": range(side),
+            "key_pos": range(side),
+            "token": ("query_pos", [f"<t{i}>" for i in range(side)]),
+            "token_id": ("query_pos", range(side)),
+            "layer": range(n_layers),
+            "head": range(n_heads),
+            "score": ["first_token", "entropy"],
+            "title": ("score", ["First", "Entropy"]),
+            "unit": ("score", ["share of attention", "nats"]),
         },
         attrs={"pool": 1, "n_pos": side, "causal": causal},
-    )  # fmt: skip
+    )
     if effect:
-        data["probability"] = ("run", "candidate"), np.array([[0.7, 0.1], [0.2, 0.6]]), {"long_name": "Probability of the next token", "unit": "probability"}
+        data["probability"] = (
+            ("run", "candidate"),
+            np.array([[0.7, 0.1], [0.2, 0.6]]),
+            {"long_name": "Probability of the next token", "unit": "probability"},
+        )
         data["candidate_id"] = ("candidate",), [5, 6]
-        data = data.assign_coords(candidate=("candidate", ["same", "same"])).assign_attrs(n_replaced=2, firings=1, effect=1.0)
+        data = data.assign_coords(candidate=("candidate", ["same", "same"])).assign_attrs(
+            n_replaced=2, firings=1, effect=1.0
+        )
     return Result(Provenance("attention", {}, 0), data)
 
 
@@ -47,7 +65,9 @@ def test_large_thumbnails_keep_the_largest_of_each_block():
     assert codes.shape == (2, 3, 44, 44)  # blocks of 3
     corner = found.data["pattern"].values[:, :, :3, :3].max((2, 3))
     np.testing.assert_array_equal(codes[:, :, 0, 0], np.rint(views.TOP * np.sqrt(corner)))
-    assert codes[0, 0, -1, -1] == round(views.TOP * float(np.sqrt(found.data["pattern"].values[0, 0, 129, 129])))  # a block of one
+    assert codes[0, 0, -1, -1] == round(
+        views.TOP * float(np.sqrt(found.data["pattern"].values[0, 0, 129, 129]))
+    )  # a block of one
 
 
 def test_all_thumbnails_together_stay_small():
@@ -65,7 +85,10 @@ def test_weights_are_blank_where_a_causal_model_cannot_look():
 def test_tables_are_the_data():
     found = result()
     heads = views.head_table(found, [[1, 0]])
-    assert list(heads) == ["layer", "head", "first_token", "entropy", "off"] and heads.off.tolist() == [False] * 3 + [True] + [False] * 2
+    assert (
+        list(heads) == ["layer", "head", "first_token", "entropy", "off"]
+        and heads.off.tolist() == [False] * 3 + [True] + [False] * 2
+    )
     np.testing.assert_array_equal(heads.entropy.to_numpy().reshape(2, 3), found.data["scores"][1])
     cells = views.pattern_table(found, 0, 1)
     assert len(cells) == 10 and cells.weight.sum() == pytest.approx(4, abs=1e-5)
@@ -93,7 +116,9 @@ def test_a_pattern_has_its_tokens_and_starts_at_zero():
     found = result()
     heat = views.pattern(found, 0, 2).data[0]
     np.testing.assert_array_equal(heat.z, views.weights(found, 0, 2))
-    assert list(heat.x) == ["0 <t0>", "1 <t1>", "2 <t2>", "3 <t3>"] and heat.zmin == 0 and heat.zmax == np.nanmax(heat.z)
+    assert (
+        list(heat.x) == ["0 <t0>", "1 <t1>", "2 <t2>", "3 <t3>"] and heat.zmin == 0 and heat.zmax == np.nanmax(heat.z)
+    )
 
 
 def test_pooled_rows_are_named_as_such():
@@ -124,7 +149,9 @@ def test_every_figure_has_titles_alt_text_and_provenance():
     drawn = figures(found) | {"pattern": views.pattern(found, 0, 0)}
     assert list(drawn) == ["attention_grid", "head_scores", "heads_off", "pattern"]
     for name, figure in drawn.items():
-        assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text and len(figure.layout.meta["alt"]) > 20, name
+        assert (
+            figure.layout.xaxis.title.text and figure.layout.yaxis.title.text and len(figure.layout.meta["alt"]) > 20
+        ), name
         assert found.provenance.short() in [a.text for a in figure.layout.annotations], name
 
 

@@ -1,4 +1,6 @@
-"""Attribution views from small Results made by hand: parts in order, heads in their cells, neurons by size, signed scales."""
+"""Attribution views from small Results made by hand: parts in order, heads in their cells, neurons by size, signed
+scales.
+"""
 
 import numpy as np
 import pytest
@@ -16,15 +18,29 @@ NEURONS = ["embed", "L0 attn", *(f"L0N{i}" for i in range(30)), "L0 mlp bias"]
 def result(parts, others=None) -> Result:
     values = np.random.default_rng(1).normal(size=(len(parts), 1)).astype(np.float32)
     data = xr.Dataset(
-        {"attribution": (("part", "example"), values, {"unit": "logits"}), "logit": (("example",), values.sum(0), {"unit": "logits"})},
+        {
+            "attribution": (("part", "example"), values, {"unit": "logits"}),
+            "logit": (("example",), values.sum(0), {"unit": "logits"}),
+        },
         coords={"part": parts, "answer": ("example", ["<b>"])},
     )
     return Result(Provenance("direct_logit_attribution", {"others": others}, 0), data)
 
 
 def test_parts_know_their_layer_and_unit():
-    table = views.parts_table(result(["embed", "pos_embed", "L0 attn", "L11H3", "L2N450", "L11 mlp bias", "norm bias", "after unembedding"]))
-    assert table.layer.tolist() == [-1, -1, 0, 11, 2, 11, -1, -1] and table.unit.tolist() == [-1, -1, -1, 3, 450, -1, -1, -1]
+    table = views.parts_table(
+        result(["embed", "pos_embed", "L0 attn", "L11H3", "L2N450", "L11 mlp bias", "norm bias", "after unembedding"])
+    )
+    assert table.layer.tolist() == [-1, -1, 0, 11, 2, 11, -1, -1] and table.unit.tolist() == [
+        -1,
+        -1,
+        -1,
+        3,
+        450,
+        -1,
+        -1,
+        -1,
+    ]
 
 
 def test_heads_are_in_their_cells_even_with_two_digits():
@@ -67,6 +83,13 @@ def test_what_is_split_is_named():
 
 
 def test_every_figure_has_titles_alt_text_and_provenance():
-    for figure in (views.components(result(HEADS)), views.components(result(HEADS[:3])), views.heads(result(HEADS)), views.neurons(result(NEURONS))):
-        assert figure.layout.xaxis.title.text and "logits" in (figure.layout.yaxis.title.text + str(figure.data[0].to_plotly_json().get("colorbar")))
+    for figure in (
+        views.components(result(HEADS)),
+        views.components(result(HEADS[:3])),
+        views.heads(result(HEADS)),
+        views.neurons(result(NEURONS)),
+    ):
+        assert figure.layout.xaxis.title.text and "logits" in (
+            figure.layout.yaxis.title.text + str(figure.data[0].to_plotly_json().get("colorbar"))
+        )
         assert len(figure.layout.meta["alt"]) > 20 and "direct_logit_attribution" in figure.layout.annotations[-1].text

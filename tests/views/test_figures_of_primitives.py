@@ -1,4 +1,6 @@
-"""Every primitive's Result has figures, found by its stem: real Results of the induction organism, drawn and described."""
+"""Every primitive's Result has figures, found by its stem: real Results of the induction organism, drawn and
+described.
+"""
 
 import numpy as np
 import pandas as pd
@@ -57,7 +59,20 @@ def made(name, case, edges):
     }[name]()
 
 
-NAMES = ["edges", "nodes", "faithfulness", "minimality", "calibration", "paths", "cells", "a row of cells", "parts", "heads", "neurons", "top activations"]
+NAMES = [
+    "edges",
+    "nodes",
+    "faithfulness",
+    "minimality",
+    "calibration",
+    "paths",
+    "cells",
+    "a row of cells",
+    "parts",
+    "heads",
+    "neurons",
+    "top activations",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,7 +87,9 @@ def test_a_primitives_result_has_figures_with_titles_units_and_words(name, case,
 
 
 def test_an_unknown_result_or_kind_says_what_there_is():
-    with pytest.raises(UnknownName, match="no figures for 'nosuch'; there are some for ablation, attention, attribution"):
+    with pytest.raises(
+        UnknownName, match="no figures for 'nosuch'; there are some for ablation, attention, attribution"
+    ):
         figures(Result(Provenance("nosuch", {}, 0)))
     with pytest.raises(BadData, match="'guess' has no figures; there are some for edges, nodes"):
         figures(Result(Provenance("attribution", {"what": "guess"}, 0)))
@@ -83,7 +100,9 @@ def array(values, **attrs):
 
 
 def test_a_map_of_one_sign_starts_at_zero_and_one_of_both_is_centred():
-    plain = charts.grid(array([[0.5, 1.0], [2.0, 3.0]], long_name="Weight", unit="nats"), ABOUT, x_title="C", y_title="R").data[0]
+    plain = charts.grid(
+        array([[0.5, 1.0], [2.0, 3.0]], long_name="Weight", unit="nats"), ABOUT, x_title="C", y_title="R"
+    ).data[0]
     assert plain.zmin == 0 and plain.zmid is None and plain.colorbar.title.text == "nats"
     signed = charts.grid(array([[-0.5, 1.0], [2.0, -3.0]], long_name="Weight"), ABOUT, x_title="C", y_title="R")
     assert (signed.data[0].zmin, signed.data[0].zmax) == (-3.0, 3.0) and "-3  at b, 1" in signed.layout.meta["alt"]
@@ -92,12 +111,20 @@ def test_a_map_of_one_sign_starts_at_zero_and_one_of_both_is_centred():
 
 
 def test_bars_hatch_controls_and_keep_their_order():
-    bar = charts.bars(pd.Series({"b": 1.0, "a": -2.0}), ABOUT, x_title="x", y_title="y", title="t", controls=["a"]).data[0]
-    assert list(bar.x) == ["b", "a"] and list(bar.marker.pattern.shape) == ["", "/"] and bar.marker.color[0] != bar.marker.color[1]
+    bar = charts.bars(
+        pd.Series({"b": 1.0, "a": -2.0}), ABOUT, x_title="x", y_title="y", title="t", controls=["a"]
+    ).data[0]
+    assert (
+        list(bar.x) == ["b", "a"]
+        and list(bar.marker.pattern.shape) == ["", "/"]
+        and bar.marker.color[0] != bar.marker.color[1]
+    )
 
 
 def test_lines_are_named_by_their_variables():
-    values = [xr.DataArray([1.0, 2.0], dims="k", coords={"k": [3, 5]}, attrs={"long_name": name}) for name in ("one", "other")]
+    values = [
+        xr.DataArray([1.0, 2.0], dims="k", coords={"k": [3, 5]}, attrs={"long_name": name}) for name in ("one", "other")
+    ]
     drawn = charts.lines(values, ABOUT, x_title="k", y_title="share", title="t")
     assert [line.name for line in drawn.data] == ["one", "other"] and list(drawn.data[0].x) == [3, 5]
     assert "one ends at 2; other ends at 2" in drawn.layout.meta["alt"]

@@ -1,4 +1,6 @@
-"""Figures of predictions: bars are the tables' numbers, losses belong to their own token, titles and units are there, tokens are no markup."""
+"""Figures of predictions: bars are the tables' numbers, losses belong to their own token, titles and units are
+there, tokens are no markup.
+"""
 
 import numpy as np
 import pytest
@@ -44,7 +46,11 @@ def test_a_loss_belongs_to_the_token_it_is_of():
 def test_the_table_of_tokens_has_ids_losses_and_the_likeliest():
     table = views.token_table(made())
     assert list(table.columns) == ["pos", "token_id", "token", "loss", "entropy", "likeliest", "probability"]
-    assert table.token.tolist() == ["<b>", " a", "b"] and table.loss.tolist()[1:] == [2.0, 0.5] and table.likeliest.tolist() == ["t0", "t1", "t2"]
+    assert (
+        table.token.tolist() == ["<b>", " a", "b"]
+        and table.loss.tolist()[1:] == [2.0, 0.5]
+        and table.likeliest.tolist() == ["t0", "t1", "t2"]
+    )
     two = views.token_table(made(), made(model="n"))
     assert two.side.tolist() == ["m"] * 3 + ["n"] * 3
 
@@ -55,7 +61,9 @@ def test_past_the_end_of_a_shorter_prompt_nothing_is_shown():
     assert len(views.token_table(result)) == 2 and len(views.token_bars(result).data[0].x) == 2
 
 
-@pytest.mark.parametrize(("offset", "pos", "actual"), [(1, 0, True), (1, 2, False), (0, 1, True)], ids=["next", "nothing follows", "masked"])
+@pytest.mark.parametrize(
+    ("offset", "pos", "actual"), [(1, 0, True), (1, 2, False), (0, 1, True)], ids=["next", "nothing follows", "masked"]
+)
 def test_choices_mark_what_is_really_there(offset, pos, actual):
     table = views.choices(made(offset=offset), pos)
     assert table.actual.tolist() == [actual, False] and table.probability.tolist() == [0.6, 0.3]
@@ -81,9 +89,14 @@ def test_two_checkpoints_of_one_name_are_told_apart():
 
 
 def test_tokens_align_and_differences_name_both_places():
-    first, second = made(("<b>", "tea", "is", "hot"), (1, 2, 3, NAN)), made(("<b>", "the", "cof", "is", "hot"), (1, 1, 1, 5, NAN))
+    first, second = (
+        made(("<b>", "tea", "is", "hot"), (1, 2, 3, NAN)),
+        made(("<b>", "the", "cof", "is", "hot"), (1, 1, 1, 5, NAN)),
+    )
     assert views.aligned(first, second) == [(0, 0), (2, 3), (3, 4)]
-    assert views.differences(first, second).to_dict("records") == [{"first_pos": 1, "first": "tea", "second_pos": 1, "second": "the | cof"}]
+    assert views.differences(first, second).to_dict("records") == [
+        {"first_pos": 1, "first": "tea", "second_pos": 1, "second": "the | cof"}
+    ]
     assert views.differences(first, first).empty
 
 
@@ -94,7 +107,10 @@ def test_a_leading_space_counts_within_a_vocabulary_and_not_between_two():
 
 
 def test_change_is_second_minus_first_at_the_tokens_both_have():
-    first, second = made(("<b>", "tea", "is", "hot"), (1, 2, 3, NAN)), made(("<b>", "the", "cof", "is", "hot"), (1, 1, 1, 5, NAN))
+    first, second = (
+        made(("<b>", "tea", "is", "hot"), (1, 2, 3, NAN)),
+        made(("<b>", "the", "cof", "is", "hot"), (1, 1, 1, 5, NAN)),
+    )
     a, b = views.token_values([first, second], "change")
     assert a.tolist()[2:] == [-1.0, 2.0] and b.tolist()[3:] == [-1.0, 2.0]
     assert np.isnan(a[:2]).all() and np.isnan(b[:3]).all()
@@ -132,7 +148,9 @@ def test_likeliest_tokens_are_bars_with_the_actual_one_marked():
     bars = figure.data[0]
     assert list(bars.x) == [0.6, 0.3] and bars.marker.color[0] != bars.marker.color[1]
     assert "← follows" in bars.text[0] and "←" not in bars.text[1]
-    assert figure.layout.yaxis.ticktext == ("t0  (id 1)", "x  (id 8)") and figure.layout.xaxis.title.text == "Probability"
+    assert (
+        figure.layout.yaxis.ticktext == ("t0  (id 1)", "x  (id 8)") and figure.layout.xaxis.title.text == "Probability"
+    )
     assert figure.layout.title.text.startswith("Likeliest tokens after position 0")
 
 

@@ -1,4 +1,6 @@
-"""Sweep figures and tables from small Results: drawn numbers, centred scale, labels, the two ends, estimates; no model."""
+"""Sweep figures and tables from small Results: drawn numbers, centred scale, labels, the two ends, estimates; no
+model.
+"""
 
 import numpy as np
 import pytest
@@ -65,7 +67,11 @@ def test_grid_draws_the_change_with_zero_in_the_middle(dims):
     heat = figure.data[0]
     np.testing.assert_allclose(np.sort(np.asarray(heat.z).ravel()), np.sort(change(result(dims)).values.ravel()))
     assert heat.zmin == -heat.zmax and heat.colorbar.title.text == "share of source - base"
-    assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text and "largest change" in figure.layout.meta["alt"]
+    assert (
+        figure.layout.xaxis.title.text
+        and figure.layout.yaxis.title.text
+        and "largest change" in figure.layout.meta["alt"]
+    )
 
 
 def test_positions_carry_their_tokens():
@@ -83,9 +89,17 @@ def test_found_by_stem():
 def placed(dims, sizes, coords, site="z", base=0.0, source=4.0, values=None):
     """A sweep of one example with the given axes; `values` in the order of the dims."""
     shape = [sizes[d] for d in dims]
-    numbers = np.arange(np.prod(shape), dtype=float).reshape(shape) if values is None else np.asarray(values, float).reshape(shape)
+    numbers = (
+        np.arange(np.prod(shape), dtype=float).reshape(shape)
+        if values is None
+        else np.asarray(values, float).reshape(shape)
+    )
     data = xr.Dataset(
-        {"value": ((*dims, "example"), numbers[..., None], {"unit": "logits"}), "base_value": ("example", [base], {"unit": "logits"}), "source_value": ("example", [source])},
+        {
+            "value": ((*dims, "example"), numbers[..., None], {"unit": "logits"}),
+            "base_value": ("example", [base], {"unit": "logits"}),
+            "source_value": ("example", [source]),
+        },
         coords=coords,
         attrs={"site": site, "metric": "logit_diff"},
     )
@@ -103,12 +117,20 @@ def inputs():
 
 
 def neurons(n=40):
-    return placed(("layer", "pos", "neuron"), {"layer": 1, "pos": 1, "neuron": n}, {"layer": [1], "pos": [6], "neuron": range(n)}, "mlp_post")
+    return placed(
+        ("layer", "pos", "neuron"),
+        {"layer": 1, "pos": 1, "neuron": n},
+        {"layer": [1], "pos": [6], "neuron": range(n)},
+        "mlp_post",
+    )
 
 
 def estimates(of, values):
     value = of.data["value"]
-    data = xr.Dataset({"score": (value.dims, np.asarray(values, float).reshape(value.shape), {"unit": "logits"})}, coords={d: value[d] for d in value.dims})
+    data = xr.Dataset(
+        {"score": (value.dims, np.asarray(values, float).reshape(value.shape), {"unit": "logits"})},
+        coords={d: value[d] for d in value.dims},
+    )
     return Result(Provenance("cell_attribution", {}, 0), data)
 
 
@@ -118,7 +140,10 @@ def test_parts_lie_side_by_side_and_say_where_they_are():
     assert found.cells[0][1] == {"layer": 1, "pos": 6, "part": "h1"}
     np.testing.assert_allclose(found.values, [[0, 0.25, 0.5]])
     assert where(parts()) == "layer 1, position 6 (bread)"
-    assert patch_grid(parts()).layout.title.text == "Share of the logit_diff gap closed when a head or the MLP is replaced, layer 1, position 6 (bread)"
+    assert (
+        patch_grid(parts()).layout.title.text
+        == "Share of the logit_diff gap closed when a head or the MLP is replaced, layer 1, position 6 (bread)"
+    )
 
 
 def test_inputs_of_a_head_go_down_and_positions_across():
@@ -161,13 +186,18 @@ def test_a_baseline_names_both_runs_and_the_gap_whichever_is_the_source():
     assert baseline(parts()) == Baseline("logit_diff", "logits", 0.0, 4.0) and baseline(result(source=False)) is None
 
 
-@pytest.mark.parametrize(("base", "source", "is_degenerate"), [(5.0, 5.0, True), (5.0, 5.04, True), (5.0, 5.1, False), (0.0, 0.0, True), (0.0, 1e-4, False), (-5.0, 5.0, False)])
+@pytest.mark.parametrize(
+    ("base", "source", "is_degenerate"),
+    [(5.0, 5.0, True), (5.0, 5.04, True), (5.0, 5.1, False), (0.0, 0.0, True), (0.0, 1e-4, False), (-5.0, 5.0, False)],
+)
 def test_a_degenerate_gap_is_said_and_never_divided_by(base, source, is_degenerate):
     found = parts(base=base, source=source, values=[base, base + 1, base - 1])
     assert baseline(found).is_degenerate is is_degenerate
     assert ("no share of the gap can be formed" in baseline(found).text()) is is_degenerate
     assert change(found).attrs["unit"] == ("logits" if is_degenerate else "share of source - base")
-    np.testing.assert_allclose(change(found).values.ravel(), np.array([0, 1, -1]) / (1 if is_degenerate else source - base))
+    np.testing.assert_allclose(
+        change(found).values.ravel(), np.array([0, 1, -1]) / (1 if is_degenerate else source - base)
+    )
 
 
 def test_rounding_is_not_painted_as_an_effect():
@@ -189,7 +219,14 @@ def test_estimates_are_drawn_on_the_exact_scale_and_compared():
     np.testing.assert_allclose(heat.z, np.array([[0, 3], [1, 4], [2, 50]]) / 4)
     figure = attribution_scatter(exact, attributed)
     points = figure.data[1]
-    assert sorted(zip(points.x, points.y, strict=True)) == [(0, 0), (0.25, 0.25), (0.5, 0.5), (0.75, 0.75), (1, 1), (12.5, 1.25)]
+    assert sorted(zip(points.x, points.y, strict=True)) == [
+        (0, 0),
+        (0.25, 0.25),
+        (0.5, 0.5),
+        (0.75, 0.75),
+        (1, 1),
+        (12.5, 1.25),
+    ]
     assert (
         "rank correlation 1.00 over 5 cells" in figure.layout.title.text
         and "largest exact change 1.25, attributed there 12.5" in figure.layout.meta["alt"]
@@ -210,7 +247,10 @@ def test_cells_where_nothing_happens_do_not_flatter_the_estimate():
     rho, n = agreement(exact, estimates(exact, [3, 1, 2] + [0] * 47))
     assert n == 3 and rho == pytest.approx(-0.5)
     nothing = placed(dims, sizes, coords, values=np.zeros(50))
-    assert np.isnan(agreement(nothing, estimates(nothing, np.zeros(50)))[0]) and "not defined" in attribution_scatter(nothing, estimates(nothing, np.zeros(50))).layout.title.text
+    assert (
+        np.isnan(agreement(nothing, estimates(nothing, np.zeros(50)))[0])
+        and "not defined" in attribution_scatter(nothing, estimates(nothing, np.zeros(50))).layout.title.text
+    )
 
 
 # ---- the table ----
@@ -222,7 +262,11 @@ def test_the_table_has_every_cell_with_the_drawn_number_largest_first():
     assert list(table.columns) == ["layer", "pos", "part", "cell", "value", "change", "shown", "attributed"]
     assert table["cell"][0] == "pos 1 bread part v" and table["change"].abs().is_monotonic_decreasing
     found = grid(exact)
-    drawn = {(cell["pos"], cell["part"]): found.values[r, c] for r, row in enumerate(found.cells) for c, cell in enumerate(row)}
+    drawn = {
+        (cell["pos"], cell["part"]): found.values[r, c]
+        for r, row in enumerate(found.cells)
+        for c, cell in enumerate(row)
+    }
     assert {(row.pos, row.part): row.shown for row in table.itertuples()} == drawn
 
 

@@ -1,4 +1,6 @@
-"""The house look: a copy for any page is inked on every axis, keeps what it is not asked to change, and leaves the figure alone."""
+"""The house look: a copy for any page is inked on every axis, keeps what it is not asked to change, and leaves the
+figure alone.
+"""
 
 import json
 

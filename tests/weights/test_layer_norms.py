@@ -1,4 +1,6 @@
-"""LayerNorms: found in every family, removed as said and no more, out of the optimiser; gradients against plain autograd."""
+"""LayerNorms: found in every family, removed as said and no more, out of the optimiser; gradients against plain
+autograd.
+"""
 
 import numpy as np
 import pytest
@@ -9,21 +11,60 @@ from torch import nn
 from workbench.core.errors import BadSpec, NotFired, UnsupportedModel
 from workbench.weights import layer_norms as ln
 
-SIZE = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 24, "num_labels": 4, "pad_token_id": 0}
+SIZE = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 24,
+    "num_labels": 4,
+    "pad_token_id": 0,
+}
 GPT = {"vocab_size": 40, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 24, "num_labels": 4, "pad_token_id": 0}
-NEO = {"vocab_size": 40, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "attention_types": [[["global", "local", "global"], 1]], "max_position_embeddings": 24, "num_labels": 4, "pad_token_id": 0}
-IMAGE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 4}
+NEO = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_layers": 3,
+    "num_heads": 4,
+    "attention_types": [[["global", "local", "global"], 1]],
+    "max_position_embeddings": 24,
+    "num_labels": 4,
+    "pad_token_id": 0,
+}
+IMAGE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 8,
+    "patch_size": 2,
+    "num_channels": 1,
+    "num_labels": 4,
+}
 FAMILIES = {  # name: (module, placement, norms before and after the blocks)
     "bert": (lambda: tf.BertForSequenceClassification(tf.BertConfig(**SIZE)), "post", 1),
     "roberta": (lambda: tf.RobertaForSequenceClassification(tf.RobertaConfig(**SIZE)), "post", 1),
     "gpt": (lambda: tf.OpenAIGPTForSequenceClassification(tf.OpenAIGPTConfig(**GPT, afn="relu")), "post", 0),
     "gpt2": (lambda: tf.GPT2ForSequenceClassification(tf.GPT2Config(**GPT)), "pre", 1),
     "gpt_neo": (lambda: tf.GPTNeoForSequenceClassification(tf.GPTNeoConfig(**NEO)), "pre", 1),
-    "roberta_preln": (lambda: tf.RobertaPreLayerNormForSequenceClassification(tf.RobertaPreLayerNormConfig(**SIZE)), "pre", 2),
+    "roberta_preln": (
+        lambda: tf.RobertaPreLayerNormForSequenceClassification(tf.RobertaPreLayerNormConfig(**SIZE)),
+        "pre",
+        2,
+    ),
     "vit": (lambda: tf.ViTForImageClassification(tf.ViTConfig(**IMAGE)), "pre", 1),
     "qwen2": (lambda: tf.Qwen2ForSequenceClassification(tf.Qwen2Config(**SIZE, num_key_value_heads=2)), "pre", 1),
-    "qwen3": (lambda: tf.Qwen3ForSequenceClassification(tf.Qwen3Config(**SIZE, num_key_value_heads=2, head_dim=8)), "pre", 1),
-    "gemma": (lambda: tf.GemmaForSequenceClassification(tf.GemmaConfig(**SIZE, num_key_value_heads=2, head_dim=8)), "pre", 1),
+    "qwen3": (
+        lambda: tf.Qwen3ForSequenceClassification(tf.Qwen3Config(**SIZE, num_key_value_heads=2, head_dim=8)),
+        "pre",
+        1,
+    ),
+    "gemma": (
+        lambda: tf.GemmaForSequenceClassification(tf.GemmaConfig(**SIZE, num_key_value_heads=2, head_dim=8)),
+        "pre",
+        1,
+    ),
 }
 RMS = ("qwen2", "qwen3", "gemma")
 
@@ -42,7 +83,11 @@ def make(family: str) -> nn.Module:
 
 def inputs(family: str, n: int = 3) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return {"pixel_values": torch.rand(n, 1, 8, 8, generator=generator)} if family == "vit" else {"input_ids": torch.randint(1, 40, (n, 9), generator=generator)}
+    return (
+        {"pixel_values": torch.rand(n, 1, 8, 8, generator=generator)}
+        if family == "vit"
+        else {"input_ids": torch.randint(1, 40, (n, 9), generator=generator)}
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,7 +121,11 @@ def test_removal_leaves_the_normalisation_and_nothing_else(family):
     removal = ln.remove_gain_and_bias(module)
     assert removal.n_norms == len(ln.norms(module)) and removal.gain_moved > 0.1
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(2))
-    expected = x / x.pow(2).mean(-1, keepdim=True).sqrt() if family in RMS else (x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True)
+    expected = (
+        x / x.pow(2).mean(-1, keepdim=True).sqrt()
+        if family in RMS
+        else (x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True)
+    )
     for norm in ln.norms(module):
         torch.testing.assert_close(norm.module(x), expected, atol=1e-4, rtol=1e-4)
 
@@ -88,7 +137,9 @@ def test_what_is_removed_is_out_of_training_and_the_rest_is_not(family):
     removal = ln.remove_gain_and_bias(module, "early")
     gone = {f"{norm.name}.{part}" for norm in ln.chosen(module, "early") for part in ("weight", "bias")}
     frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-    assert frozen == gone & set(before) and sum(before[n].numel() for n in frozen) == removal.n_parameters == 32 * len(frozen)
+    assert frozen == gone & set(before) and sum(before[n].numel() for n in frozen) == removal.n_parameters == 32 * len(
+        frozen
+    )
     assert all(torch.equal(p, before[n]) for n, p in module.named_parameters() if n not in frozen)
 
 
@@ -104,7 +155,9 @@ def test_the_whole_norm_is_another_removal():
     module = make("bert")
     ln.remove_whole_norm(module, "late")
     block = module.bert.encoder.layer[2]
-    assert isinstance(block.output.LayerNorm, nn.Identity) and isinstance(module.bert.encoder.layer[1].output.LayerNorm, nn.LayerNorm)
+    assert isinstance(block.output.LayerNorm, nn.Identity) and isinstance(
+        module.bert.encoder.layer[1].output.LayerNorm, nn.LayerNorm
+    )
     assert not any(name.startswith("bert.encoder.layer.2.output.LayerNorm") for name, _ in module.named_parameters())
     assert module(**inputs("bert")).logits.isfinite().all()
 
@@ -121,7 +174,10 @@ def test_thirds_part_the_layers():
 def test_all_takes_the_norms_outside_the_blocks_and_thirds_do_not():
     module = make("gpt2")
     names = {where: {n.name for n in ln.chosen(module, where)} for where in ln.WHERE}
-    assert "transformer.ln_f" in names["all"] and names["all"] - {"transformer.ln_f"} == names["early"] | names["middle"] | names["late"]
+    assert (
+        "transformer.ln_f" in names["all"]
+        and names["all"] - {"transformer.ln_f"} == names["early"] | names["middle"] | names["late"]
+    )
 
 
 def test_a_model_without_norms_says_so():
@@ -178,7 +234,9 @@ LABELS = torch.tensor([0, 1, 2])
 def test_a_batch_gives_what_each_sample_gives_alone(family):
     module, batch = make(family), inputs(family)
     together, losses = ln.gradient_norms(module, [(batch, LABELS)])
-    alone, one_by_one = ln.gradient_norms(module, [({k: v[i : i + 1] for k, v in batch.items()}, LABELS[i : i + 1]) for i in range(3)])
+    alone, one_by_one = ln.gradient_norms(
+        module, [({k: v[i : i + 1] for k, v in batch.items()}, LABELS[i : i + 1]) for i in range(3)]
+    )
     assert together.shape == (3, 3, 2)
     np.testing.assert_allclose(together, alone, rtol=2e-3, atol=1e-6)
     np.testing.assert_allclose(losses, one_by_one, rtol=1e-4)
@@ -187,13 +245,22 @@ def test_a_batch_gives_what_each_sample_gives_alone(family):
 def test_padding_adds_nothing():
     module = make("bert")
     ids = inputs("bert", 1)["input_ids"]
-    padded = {"input_ids": torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], 1), "attention_mask": torch.tensor([[1] * 9 + [0] * 4])}
-    np.testing.assert_allclose(ln.gradient_norms(module, [(padded, LABELS[:1])])[0], ln.gradient_norms(module, [({"input_ids": ids}, LABELS[:1])])[0], rtol=1e-4)
+    padded = {
+        "input_ids": torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], 1),
+        "attention_mask": torch.tensor([[1] * 9 + [0] * 4]),
+    }
+    np.testing.assert_allclose(
+        ln.gradient_norms(module, [(padded, LABELS[:1])])[0],
+        ln.gradient_norms(module, [({"input_ids": ids}, LABELS[:1])])[0],
+        rtol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt", "gpt2"])
 def test_gradient_is_the_total_derivative_of_the_stream(family):
-    """Oracle: move the tensor that enters the norm (stream and norm alike) a little along the gradient and watch the loss."""
+    """Oracle: move the tensor that enters the norm (stream and norm alike) a little along the gradient and watch the
+    loss.
+    """
     module, one = make(family).double(), inputs(family, 1)
     target = module.transformer.h[1].ln_2
     measured = ln.gradient_norms(module, [(one, LABELS[:1])])[0][0, 1, 1]

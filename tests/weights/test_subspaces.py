@@ -1,4 +1,6 @@
-"""Singular subspaces: factors give what the full matrix gives, angles are scipy's and those built in, chance is what random matrices do."""
+"""Singular subspaces: factors give what the full matrix gives, angles are scipy's and those built in, chance is what
+random matrices do.
+"""
 
 import numpy as np
 import pytest
@@ -41,7 +43,11 @@ def test_a_matrix_is_its_triples_and_the_sides_are_not_swapped():
     writes, reads = torch.zeros(5), torch.zeros(9)
     writes[3], reads[7] = 1, 2
     one = singular_of_matrix(torch.outer(writes, reads))
-    assert abs(one.left_basis(1)[3, 0]) == pytest.approx(1) and abs(one.right_basis(1)[7, 0]) == pytest.approx(1) and one.rank == 1
+    assert (
+        abs(one.left_basis(1)[3, 0]) == pytest.approx(1)
+        and abs(one.right_basis(1)[7, 0]) == pytest.approx(1)
+        and one.rank == 1
+    )
 
 
 def test_fewer_vectors_are_kept_and_all_values():
@@ -52,7 +58,11 @@ def test_fewer_vectors_are_kept_and_all_values():
         few.right_basis(3)
 
 
-@pytest.mark.parametrize(("out", "inn", "r", "scale"), [(30, 20, 4, 2.0), (20, 30, 4, -0.5), (12, 12, 12, 1.0), (5, 40, 8, 1.0)], ids=["tall", "wide, negative", "full", "rank above a side"])
+@pytest.mark.parametrize(
+    ("out", "inn", "r", "scale"),
+    [(30, 20, 4, 2.0), (20, 30, 4, -0.5), (12, 12, 12, 1.0), (5, 40, 8, 1.0)],
+    ids=["tall", "wide, negative", "full", "rank above a side"],
+)
 def test_factors_give_the_subspaces_of_the_full_matrix(out, inn, r, scale):
     A, B = gaussian(r, inn, seed=1), gaussian(out, r, seed=2)
     full, thin = singular_of_matrix(scale * B @ A), singular_of_factors(A, B, scale)
@@ -61,7 +71,10 @@ def test_factors_give_the_subspaces_of_the_full_matrix(out, inn, r, scale):
     np.testing.assert_allclose((thin.left * thin.values) @ thin.right.T, (scale * B @ A).numpy(), atol=1e-10)
     assert thin.rank == full.rank == n
     for k in (1, n - 1, n):
-        for thin_basis, full_basis in ((thin.right_basis(k), full.right_basis(k)), (thin.left_basis(k), full.left_basis(k))):
+        for thin_basis, full_basis in (
+            (thin.right_basis(k), full.right_basis(k)),
+            (thin.left_basis(k), full.left_basis(k)),
+        ):
             np.testing.assert_allclose(thin_basis.T @ thin_basis, np.eye(k), atol=1e-12)
             assert overlap(thin_basis, full_basis) == pytest.approx(1, abs=1e-10)
 
@@ -69,7 +82,9 @@ def test_factors_give_the_subspaces_of_the_full_matrix(out, inn, r, scale):
 def test_the_full_matrix_of_factors_is_never_formed(monkeypatch):
     largest = []
     real = torch.linalg.svd
-    monkeypatch.setattr(torch.linalg, "svd", lambda matrix, **options: (largest.append(matrix.shape), real(matrix, **options))[1])
+    monkeypatch.setattr(
+        torch.linalg, "svd", lambda matrix, **options: (largest.append(matrix.shape), real(matrix, **options))[1]
+    )
     singular_of_factors(gaussian(4, 3000, seed=1), gaussian(5000, 4, seed=2))
     assert largest == [(4, 4)]
 
@@ -82,9 +97,17 @@ def test_half_precision_is_decomposed_in_double():
 
 
 def test_a_subspace_beyond_the_rank_is_refused():
-    found = singular_of_factors(gaussian(3, 20, seed=1), gaussian(30, 3, seed=2) @ torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)))
+    found = singular_of_factors(
+        gaussian(3, 20, seed=1),
+        gaussian(30, 3, seed=2) @ torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)),
+    )
     assert found.rank == 2
-    with pytest.raises(BadData, match=r"leading 3 singular directions of a 30 x 20 matrix are not there: its rank is 2; choose k between 1 and 2"):
+    with pytest.raises(
+        BadData,
+        match=(
+            r"leading 3 singular directions of a 30 x 20 matrix are not there: its rank is 2; choose k between 1 and 2"
+        ),
+    ):
         found.right_basis(3)
     with pytest.raises(BadData, match="rank is 0"):
         singular_of_matrix(torch.zeros(4, 4)).left_basis(1)
@@ -110,7 +133,19 @@ def test_share_is_of_the_squared_norm():
         (lambda: chance_within(basis(9, 3), basis(9, 4, 1), 4), "does not fit into a space of 3"),
         (lambda: row_space(torch.ones(2, 5)), "rank is 1"),
     ],
-    ids=["vector", "nan", "ranks differ", "scale", "spaces differ", "dependent", "not orthonormal", "too large", "other too large", "within", "rows depend"],
+    ids=[
+        "vector",
+        "nan",
+        "ranks differ",
+        "scale",
+        "spaces differ",
+        "dependent",
+        "not orthonormal",
+        "too large",
+        "other too large",
+        "within",
+        "rows depend",
+    ],
 )
 def test_bad_input_is_one_sentence(call, said):
     with pytest.raises(BadData, match=said):
@@ -127,7 +162,9 @@ def test_angles_built_in_are_found_and_agree_with_scipy():
     other = np.cos(np.radians(built)) * one + np.sin(np.radians(built)) * axes[:, 4:]
     mixed = other @ basis(4, 4, 5)  # another basis of the same subspace
     np.testing.assert_allclose(principal_angles(one, mixed), built, atol=1e-7)
-    np.testing.assert_allclose(principal_angles(one, mixed), np.degrees(np.sort(subspace_angles(one, mixed))), atol=1e-12)
+    np.testing.assert_allclose(
+        principal_angles(one, mixed), np.degrees(np.sort(subspace_angles(one, mixed))), atol=1e-12
+    )
     assert overlap(one, mixed) == pytest.approx(np.square(np.cos(np.radians(built))).mean())
     assert overlap(one, mixed) == pytest.approx(overlap(mixed, one))
 
@@ -143,13 +180,18 @@ def test_a_subspace_has_no_angle_to_itself_and_a_right_one_to_its_complement():
     axes = basis(10, 6)
     np.testing.assert_allclose(principal_angles(axes[:, :3], axes[:, :3]), 0, atol=1e-6)
     np.testing.assert_allclose(principal_angles(axes[:, :3], axes[:, 3:]), 90, atol=1e-6)
-    assert overlap(axes[:, :3], axes[:, 3:]) == pytest.approx(0, abs=1e-20) and overlap(axes[:, :2], axes[:, :5]) == pytest.approx(1)
+    assert overlap(axes[:, :3], axes[:, 3:]) == pytest.approx(0, abs=1e-20) and overlap(
+        axes[:, :2], axes[:, :5]
+    ) == pytest.approx(1)
 
 
 # ---- chance ----
 
 
-@pytest.mark.parametrize(("k", "d", "other_k"), [(16, 32, None), (2, 3, None), (3, 12, 5), (5, 12, 3), (1, 200, None), (4, 4, None), (8, 4096, None)])
+@pytest.mark.parametrize(
+    ("k", "d", "other_k"),
+    [(16, 32, None), (2, 3, None), (3, 12, 5), (5, 12, 3), (1, 200, None), (4, 4, None), (8, 4096, None)],
+)
 def test_monte_carlo_has_the_analytic_mean(k, d, other_k):
     drawn = chance(k, d, other_k=other_k, n_draws=2000)
     assert drawn.cosines.shape == (2000, min(k, other_k or k))
@@ -158,7 +200,11 @@ def test_monte_carlo_has_the_analytic_mean(k, d, other_k):
     assert (np.diff(drawn.angles, axis=1) >= 0).all()
 
 
-@pytest.mark.parametrize(("k", "d", "other_k"), [(4, 30, 4), (3, 6, 5), (5, 40, 2)], ids=["through the factor", "few rows below", "two sizes"])
+@pytest.mark.parametrize(
+    ("k", "d", "other_k"),
+    [(4, 30, 4), (3, 6, 5), (5, 40, 2)],
+    ids=["through the factor", "few rows below", "two sizes"],
+)
 def test_the_shortcut_draws_what_whole_gaussian_matrices_give(k, d, other_k):
     rng = np.random.default_rng(7)
     fixed = basis(d, k, 3)
@@ -169,7 +215,9 @@ def test_the_shortcut_draws_what_whole_gaussian_matrices_give(k, d, other_k):
 
 
 def test_numbers_known_for_adapters():
-    """k/r = 0.50 for 16 of 32 and a mean angle of 32.9 degrees for 20 of 32; 0.004 and about 86.5 for free ones in 4096 (paper card em_subspaces)."""
+    """k/r = 0.50 for 16 of 32 and a mean angle of 32.9 degrees for 20 of 32; 0.004 and about 86.5 for free ones in
+    4096 (paper card em_subspaces).
+    """
     assert expected_overlap(16, 32) == 0.5
     assert chance(20, 32, n_draws=400).angles.mean() == pytest.approx(32.9, abs=0.3)
     assert expected_overlap(16, 4096) == pytest.approx(0.0039, abs=1e-4)
@@ -179,14 +227,21 @@ def test_numbers_known_for_adapters():
 def updates(r, d, k, a, make_b, n=40):
     """Mean overlap of n pairs of updates with the given As and Bs made anew."""
     pairs = [(make_b(2 * i), make_b(2 * i + 1)) for i in range(n)]
-    return np.mean([overlap(singular_of_factors(a[0], b).right_basis(k), singular_of_factors(a[1], c).right_basis(k)) for b, c in pairs])
+    return np.mean(
+        [
+            overlap(singular_of_factors(a[0], b).right_basis(k), singular_of_factors(a[1], c).right_basis(k))
+            for b, c in pairs
+        ]
+    )
 
 
 def test_updates_with_one_isotropic_a_overlap_by_k_over_r_and_with_two_by_chance():
     d, r, k = 200, 16, 8
     a, c = (torch.as_tensor(basis(d, r, seed).T) for seed in (1, 2))
     assert updates(r, d, k, (a, a), lambda seed: gaussian(150, r, seed=seed)) == pytest.approx(k / r, abs=0.05)
-    assert updates(r, d, k, (a, c), lambda seed: gaussian(150, r, seed=seed)) == pytest.approx(expected_overlap_within(row_space(a), row_space(c), k), abs=0.02)
+    assert updates(r, d, k, (a, c), lambda seed: gaussian(150, r, seed=seed)) == pytest.approx(
+        expected_overlap_within(row_space(a), row_space(c), k), abs=0.02
+    )
     assert expected_overlap_within(row_space(a), row_space(a), k) == pytest.approx(k / r)
 
 
@@ -204,13 +259,20 @@ def test_a_gaussian_a_lifts_the_overlap_of_unrelated_updates_above_k_over_r_and_
 
 def test_one_start_of_the_usual_size_gives_0_69():
     a = gaussian(32, 4096, seed=1)
-    assert chance_of_factors((a, gaussian(4096, 32, seed=2)), (a, gaussian(4096, 32, seed=3)), 16, n_draws=60).overlaps.mean() == pytest.approx(0.69, abs=0.02)
+    assert chance_of_factors(
+        (a, gaussian(4096, 32, seed=2)), (a, gaussian(4096, 32, seed=3)), 16, n_draws=60
+    ).overlaps.mean() == pytest.approx(0.69, abs=0.02)
 
 
 def test_an_update_that_training_aligned_is_above_the_rotation_chance():
-    a, b = gaussian(8, 60, seed=1), gaussian(50, 8, seed=2) @ torch.diag(torch.tensor([8.0, 6, 1, 1, 1, 1, 1, 1], dtype=torch.float64))
+    a, b = (
+        gaussian(8, 60, seed=1),
+        gaussian(50, 8, seed=2) @ torch.diag(torch.tensor([8.0, 6, 1, 1, 1, 1, 1, 1], dtype=torch.float64)),
+    )
     level = chance_of_factors((a, b), (a, b), 2)
-    aligned = overlap(singular_of_factors(a, b).right_basis(2), singular_of_factors(a, gaussian(50, 50, seed=9) @ b).right_basis(2))
+    aligned = overlap(
+        singular_of_factors(a, b).right_basis(2), singular_of_factors(a, gaussian(50, 50, seed=9) @ b).right_basis(2)
+    )
     assert aligned > level.overlap_band()[1] and level.cosines.shape == (500, 2)
     with pytest.raises(BadData, match="rank is 8"):
         chance_of_factors((a, b), (a, b), 9)
@@ -228,7 +290,9 @@ def test_rotations_are_uniform():
 def test_chance_within_two_spaces_has_its_analytic_mean_and_reduces_to_chance():
     one, other = basis(40, 6, 1), np.linalg.qr(np.concatenate([basis(40, 6, 1)[:, :3], basis(40, 5, 2)], 1))[0]
     drawn = chance_within(one, other, 3, n_draws=3000)
-    assert drawn.overlaps.mean() == pytest.approx(expected_overlap_within(one, other, 3), abs=4 * drawn.overlaps.std() / np.sqrt(3000))
+    assert drawn.overlaps.mean() == pytest.approx(
+        expected_overlap_within(one, other, 3), abs=4 * drawn.overlaps.std() / np.sqrt(3000)
+    )
     equal = chance_within(one, one, 3, n_draws=3000)
     np.testing.assert_allclose(equal.cosines.mean(0), chance(3, 6, n_draws=3000).cosines.mean(0), atol=0.02)
 
@@ -242,7 +306,9 @@ def test_the_band_holds_chance_and_not_a_shared_direction():
     planted = np.linalg.qr(np.concatenate([fixed[:, :1], basis(64, 3, 12)], 1))[0]
     assert overlap(fixed, planted) > high and drawn.p_value(overlap(fixed, planted)) < 0.01 and drawn.p_value(-1) == 1
     low_angle, high_angle = drawn.angle_band()
-    assert principal_angles(fixed, planted)[0] < low_angle[0] < high_angle[0] and (low_angle <= drawn.angles.mean(0)).all()
+    assert (
+        principal_angles(fixed, planted)[0] < low_angle[0] < high_angle[0] and (low_angle <= drawn.angles.mean(0)).all()
+    )
 
 
 def test_draws_depend_on_the_seed_only():

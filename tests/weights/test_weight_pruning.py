@@ -24,7 +24,9 @@ def _llama(seed=0):
 def _inputs(module, name):
     """[token, in] what one linear layer reads, row by row."""
     caught = []
-    handle = dict(module.named_modules())[name].register_forward_pre_hook(lambda _, args: caught.append(args[0].detach()[0].double()))
+    handle = dict(module.named_modules())[name].register_forward_pre_hook(
+        lambda _, args: caught.append(args[0].detach()[0].double())
+    )
     with torch.no_grad():
         for row in ROWS:
             module(input_ids=torch.tensor([row]))
@@ -69,7 +71,10 @@ def test_wanda_spares_small_weights_on_large_inputs_where_magnitude_does_not():
     norm = module.model.layers[0].post_attention_layernorm.weight
     norm.data[4] = 1000.0  # the MLP of block 0 reads one very large input
     gate = "model.layers.0.mlp.gate_proj.weight"
-    by_size, by_both = prune_magnitude(copy.deepcopy(module), 0.5)[gate], prune_wanda(copy.deepcopy(module), ROWS, 0.5)[gate]
+    by_size, by_both = (
+        prune_magnitude(copy.deepcopy(module), 0.5)[gate],
+        prune_wanda(copy.deepcopy(module), ROWS, 0.5)[gate],
+    )
     assert not by_both[:, 4].any() and by_size[:, 4].float().mean() > 0.2
 
 
@@ -85,7 +90,12 @@ def test_conv1d_masks_have_the_shape_of_the_parameter():
 def test_a_fine_tune_keeps_what_was_pruned():
     module = _llama()
     masks = prune_magnitude(module, 0.5)
-    finetune(module, [([1, 5, 6], [7, 2]), ([1, 8], [9, 10, 2])], FinetuneSpec(steps=3, batch_size=2, lr=1e-2), frozen=Frozen(module, masks))
+    finetune(
+        module,
+        [([1, 5, 6], [7, 2]), ([1, 8], [9, 10, 2])],
+        FinetuneSpec(steps=3, batch_size=2, lr=1e-2),
+        frozen=Frozen(module, masks),
+    )
     parameters = dict(module.named_parameters())
     assert all(not parameters[name][mask].any() and parameters[name][~mask].all() for name, mask in masks.items())
 

@@ -20,8 +20,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="A workbench for transformer interpretability, safety and privacy: one notebook per paper, "
-    "every claim beside a control that must fail.",
+    help=(
+        "A workbench for transformer interpretability, safety and privacy: one notebook per paper, "
+        "every claim beside a control that must fail."
+    ),
 )
 for group in (papers, machine, reports):  # the order of `workbench --help`
     app.add_typer(group.app)

@@ -43,13 +43,9 @@ Items = Annotated[
 ]
 Offline = Annotated[
     bool,
-    typer.Option(
-        "--offline", help="keep notebooks off the model hub; the documents themselves never need a network"
-    ),
+    typer.Option("--offline", help="keep notebooks off the model hub; the documents themselves never need a network"),
 ]
-RunNotebooks = Annotated[
-    bool, typer.Option("--execute/--as-is", help="run notebooks, or take the outputs they have")
-]
+RunNotebooks = Annotated[bool, typer.Option("--execute/--as-is", help="run notebooks, or take the outputs they have")]
 
 
 @app.command()

@@ -42,7 +42,9 @@ FAMILIES = {
 _TITLES = {
     "attention": {
         "attention_sinks": "Identifying and Evaluating Inactive Heads in Pretrained LLMs",
-        "attrieval": "Attention Reveals More Than Tokens: Training-Free Long-Context Reasoning with Attention-guided Retrieval",
+        "attrieval": (
+            "Attention Reveals More Than Tokens: Training-Free Long-Context Reasoning with Attention-guided Retrieval"
+        ),
         "video_diffusion_attention": "Attention in Video Diffusion Transformers",
     },
     "memorization": {
@@ -63,7 +65,9 @@ _TITLES = {
         "shallow_alignment": "Safety Alignment Should Be Made More Than Just a Few Tokens Deep",
         "refusal_tokens": "A Simple Way to Calibrate Refusals in Large Language Models",
         "refusal_directions": "From Refusal Tokens to Refusal Control: Category-Specific Refusal Directions",
-        "alignment_aware_pruning": "Alignment-Constrained Dynamic Pruning: Identifying and Preserving Alignment-Critical Circuits",
+        "alignment_aware_pruning": (
+            "Alignment-Constrained Dynamic Pruning: Identifying and Preserving Alignment-Critical Circuits"
+        ),
         "sycophancy_neurons": "A Few Bad Neurons: Isolating and Surgically Correcting Sycophancy",
         "dynaguard": "A Dynamic Guardian Model With User-Defined Policies",
         "visual_jailbreak": "Visual Adversarial Examples Jailbreak Aligned Large Language Models",
@@ -74,7 +78,9 @@ _TITLES = {
     },
     "backdoors": {
         "backdoor_signatures": "Purifying Generative LLMs from Backdoors without Prior Knowledge or Clean Reference",
-        "secret_alignment": "Retire the 'Positive Backdoor' Label; Secret Alignment Requires Strict and Systematic Evaluation",
+        "secret_alignment": (
+            "Retire the 'Positive Backdoor' Label; Secret Alignment Requires Strict and Systematic Evaluation"
+        ),
         "neurotoxin": "Durable Backdoors in Federated Learning",
         "sparsefed": "Mitigating Model Poisoning Attacks in Federated Learning with Sparsification",
         "fetchsgd": "Communication-Efficient Federated Learning with Sketching",
@@ -90,7 +96,9 @@ _TITLES = {
         "wagle": "Strategic Weight Attribution for Effective and Modular Unlearning in Large Language Models",
         "spunge": "Split, Unlearn, Merge: Leveraging Data Attributes for More Effective Unlearning in LLMs",
         "rethinking_unlearning": "Rethinking Machine Unlearning for Large Language Models",
-        "forget_vectors": "Forget Vectors at Play: Universal Input Perturbations Driving Machine Unlearning in Image Classification",
+        "forget_vectors": (
+            "Forget Vectors at Play: Universal Input Perturbations Driving Machine Unlearning in Image Classification"
+        ),
         "uoe": "Unlearning One Expert Is Enough for Mixture-of-Experts LLMs",
     },
     "reasoning": {
@@ -123,7 +131,9 @@ _TITLES = {
     },
 }
 
-PAPERS: dict[str, Paper] = {stem: Paper(stem, family, title) for family, titles in _TITLES.items() for stem, title in titles.items()}
+PAPERS: dict[str, Paper] = {
+    stem: Paper(stem, family, title) for family, titles in _TITLES.items() for stem, title in titles.items()
+}
 
 
 def paper(stem: str) -> Paper:

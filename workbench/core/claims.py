@@ -90,7 +90,8 @@ class Line:
 
 
 class ClaimsTable:
-    """Checked claims in the order they were declared. Prints as text, shows as HTML, converts to a DataFrame or JSON rows.
+    """Checked claims in the order they were declared. Prints as text, shows as HTML, converts to a DataFrame or JSON
+    rows.
 
     `note` says on what they were measured, where that needs saying.
     """
@@ -135,7 +136,9 @@ class ClaimsTable:
         return f"{counts}\n{self.note}" if self.note else counts
 
     def verdicts(self) -> str:
-        """Statement and verdict only, no measured number: the same text on every machine, so a notebook can be compared."""
+        """Statement and verdict only, no measured number: the same text on every machine, so a notebook can be
+        compared.
+        """
         lines = (f"{line.claim.kind}: {line.claim.text}\n    -> {line.words}" for line in self.lines)
         return "\n".join([*lines, self.summary()])
 
@@ -157,9 +160,8 @@ class ClaimsTable:
         left, body = "<td style='text-align:left'>", ""
         for line in self.lines:
             body += (
-                f"<tr><td>{line.claim.kind}</td>{left}{html.escape(line.claim.text)}</td>"
-                f"{left}{html.escape(line.claim.source)}</td><td>{line.number}</td><td>{html.escape(line.expected)}</td>"
-                f"<td style='text-align:left;color:{colours[line.ok]};font-weight:600'>{line.words}</td></tr>"
+                f"<tr><td>{line.claim.kind}</td>{left}{html.escape(line.claim.text)}</td>{left}{html.escape(line.claim.source)}</td><td>{line.number}</td><td>{html.escape(line.expected)}</td><td"
+                f" style='text-align:left;color:{colours[line.ok]};font-weight:600'>{line.words}</td></tr>"
             )
         below = "<br>".join(html.escape(text) for text in self.summary().splitlines())
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{below}</p>"
@@ -178,7 +180,8 @@ def with_controls(claims: Sequence[Claim]) -> tuple[Claim, ...]:
 
 
 def check(subject: Any, claims: Sequence[Claim]) -> ClaimsTable:
-    """Measure every claim, and every control that guards one, on `subject` (a Result, or what an organism is measured on).
+    """Measure every claim, and every control that guards one, on `subject` (a Result, or what an organism is measured
+    on).
 
     A partial Result tests nothing: half of a sweep can make a claim look true, so every line reads 'not testable'.
     """

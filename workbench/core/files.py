@@ -1,4 +1,6 @@
-"""Writing without leaving half a file: everything goes to a temporary name beside its place and is renamed at the end."""
+"""Writing without leaving half a file: everything goes to a temporary name beside its place and is renamed at the
+end.
+"""
 
 import contextlib
 import hashlib

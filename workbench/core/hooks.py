@@ -37,7 +37,9 @@ SITES: dict[str, Site] = {
     "k": Site("blocks.{layer}.attn.hook_k", _KV, "keys, before any rotation"),
     "v": Site("blocks.{layer}.attn.hook_v", _KV, "values"),
     "z": Site("blocks.{layer}.attn.hook_z", _HEADS, "head outputs before the output projection"),
-    "attn_scores": Site("blocks.{layer}.attn.hook_attn_scores", ("head", "query_pos", "key_pos"), "attention before softmax"),
+    "attn_scores": Site(
+        "blocks.{layer}.attn.hook_attn_scores", ("head", "query_pos", "key_pos"), "attention before softmax"
+    ),
     "pattern": Site("blocks.{layer}.attn.hook_pattern", ("head", "query_pos", "key_pos"), "attention after softmax"),
     "mlp_pre": Site("blocks.{layer}.mlp.hook_pre", ("pos", "d_mlp"), "MLP before its nonlinearity"),
     "mlp_post": Site("blocks.{layer}.mlp.hook_post", ("pos", "d_mlp"), "neurons: MLP after its nonlinearity"),
@@ -79,14 +81,23 @@ def resolve(site: str, layer: int | None, known: Mapping[str, str], model: str =
             return known[site]
         if site in known:
             raise UnknownSite(f"{site!r} is a full hook name, so it takes no layer (got {layer})")
-        raise UnknownSite.among("site or hook", site, [*SITES, *known], f"`model.sites()` lists the sites of {model}, `model.hook_names` every hook.")
+        raise UnknownSite.among(
+            "site or hook",
+            site,
+            [*SITES, *known],
+            f"`model.sites()` lists the sites of {model}, `model.hook_names` every hook.",
+        )
     wanted = name(site, layer)
     if wanted in known:
         return known[wanted]
     n_layers = 1 + max((int(k.split(".")[1]) for k in known if k.startswith("blocks.")), default=-1)
     if layer is not None and not 0 <= layer < n_layers:
         raise UnknownSite(f"{model} has layers 0 to {n_layers - 1}, so there is no {site} at layer {layer}")
-    neurons = "its experts run as one fused operation" if f"blocks.{layer}.mlp.gate.hook_out" in known else "its MLP does not expose it"
+    neurons = (
+        "its experts run as one fused operation"
+        if f"blocks.{layer}.mlp.gate.hook_out" in known
+        else "its MLP does not expose it"
+    )
     why = {
         "resid_mid": "attention and MLP read the same stream there (parallel residual), so nothing lies between them",
         "mlp_pre": neurons,

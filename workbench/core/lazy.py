@@ -12,11 +12,15 @@ def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], 
 
     Args:
         package: its `__name__`.
-        homes: {module of the package, or full dotted name: the names it offers, separated by spaces}; `patch=denoise` offers
-            denoise under the name patch. A module of the package is a name itself.
+        homes: {module of the package, or full dotted name: the names it offers, separated by spaces}; `patch=denoise`
+            offers denoise under the name patch. A module of the package is a name itself.
     """
     inside = {f"{package}.{home}" if "." not in home else home: names.split() for home, names in homes.items()}
-    where = {name: (home, own or name) for home, names in inside.items() for name, _, own in (n.partition("=") for n in names)}
+    where = {
+        name: (home, own or name)
+        for home, names in inside.items()
+        for name, _, own in (n.partition("=") for n in names)
+    }
     modules = [home for home in homes if "." not in home]
 
     def getattribute(name: str) -> Any:

@@ -40,5 +40,7 @@ def organism_folder(name: str) -> Path:
             "install from a checkout with `pip install -e .`, or point WORKBENCH_DATA at its data folder"
         )
     if name not in have:
-        raise UnknownName.among("organism", name, have, "`workbench organisms list` shows all, `workbench organisms build NAME` makes one.")
+        raise UnknownName.among(
+            "organism", name, have, "`workbench organisms list` shows all, `workbench organisms build NAME` makes one."
+        )
     return have[name]

@@ -55,8 +55,15 @@ class Provenance:
         model = self.model
         name = model.get("name", "no model")
         commit = (self.git.get("commit") or "no git")[:8] + ("+changes" if self.git.get("dirty") else "")
-        parts = [self.stem, name if len(name) <= 60 else f"{name[:57]}...", (model.get("weights") or "")[:8], model.get("dtype", "")]
-        return " · ".join(p for p in [*parts, model.get("device", ""), f"seed {self.seed}", commit, self.started[:10]] if p)
+        parts = [
+            self.stem,
+            name if len(name) <= 60 else f"{name[:57]}...",
+            (model.get("weights") or "")[:8],
+            model.get("dtype", ""),
+        ]
+        return " · ".join(
+            p for p in [*parts, model.get("device", ""), f"seed {self.seed}", commit, self.started[:10]] if p
+        )
 
 
 def versions() -> dict[str, str]:
@@ -72,12 +79,14 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout this package runs from; empty when this file is not tracked (an installed copy
-    inside somebody else's checkout says nothing about us) or git is missing."""
+    """Commit and dirty flag of the checkout this package runs from; empty when this file is not tracked (an installed
+    copy inside somebody else's checkout says nothing about us) or git is missing."""
 
     def git(*args: str) -> str:
         here = Path(__file__).parent
-        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)

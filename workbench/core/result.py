@@ -35,8 +35,13 @@ class Result:
     def __post_init__(self) -> None:
         for where, attrs in [("data", self.data.attrs), *((str(n), v.attrs) for n, v in self.data.variables.items())]:
             for key, value in attrs.items():
-                if value is None or isinstance(value, (bool, dict)):  # netCDF has none of these; found out here, not after a long run
-                    raise TypeError(f"attribute {key!r} of {where} is {value!r}: use text or a number, so that the Result can be saved")
+                if value is None or isinstance(
+                    value, (bool, dict)
+                ):  # netCDF has none of these; found out here, not after a long run
+                    raise TypeError(
+                        f"attribute {key!r} of {where} is {value!r}: use text or a number, so that the Result can be"
+                        " saved"
+                    )
 
     @property
     def stem(self) -> str:
@@ -77,17 +82,23 @@ class Result:
         try:
             about = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as found:
-            raise BrokenResult(f"{folder.name} holds no readable result.json ({type(found).__name__}); a Result is a folder") from None
+            raise BrokenResult(
+                f"{folder.name} holds no readable result.json ({type(found).__name__}); a Result is a folder"
+            ) from None
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             found = about.get("format") if isinstance(about, dict) else "no"
             raise BrokenResult(f"{folder.name} has format {found}, this version reads format {FORMAT}")
         if missing := {"provenance", "partial", "warnings", "tables", "sha256"} - set(about):
-            raise BrokenResult(f"result.json in {folder.name} lacks {', '.join(sorted(missing))}; run the analysis again")
+            raise BrokenResult(
+                f"result.json in {folder.name} lacks {', '.join(sorted(missing))}; run the analysis again"
+            )
         for name, digest in dict(about["sha256"]).items():
             if not (folder / name).is_file():
                 raise BrokenResult(f"{folder.name} lacks {name}, which its result.json lists; run the analysis again")
             if files.sha256(folder / name) != digest:
-                raise BrokenResult(f"{name} in {folder.name} is not what was saved (checksum differs); run the analysis again")
+                raise BrokenResult(
+                    f"{name} in {folder.name} is not what was saved (checksum differs); run the analysis again"
+                )
         return cls(
             provenance=Provenance.from_dict(about["provenance"]),
             data=xr.load_dataset(folder / "data.nc", engine="h5netcdf"),

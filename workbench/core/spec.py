@@ -46,7 +46,9 @@ class Spec:
             object.__setattr__(self, field.name, value)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed; dotted names as keys of a dict reach nested specs: `replace(**{"model.dtype": ..})`."""
+        """A copy with some fields changed; dotted names as keys of a dict reach nested specs:
+        `replace(**{"model.dtype": ..})`.
+        """
         nested: dict[str, dict[str, Any]] = {}
         flat: dict[str, Any] = {}
         for name, value in changes.items():
@@ -65,7 +67,9 @@ class Spec:
         return dataclasses.replace(self, **flat)
 
     def with_strings(self, assignments: Mapping[str, str]) -> Self:
-        """`replace`, from the texts a command line has: numbers, true/false, none, and comma-separated lists are read by type."""
+        """`replace`, from the texts a command line has: numbers, true/false, none, and comma-separated lists are
+        read by type.
+        """
         known = self.dotted_fields()
         changes: dict[str, Any] = {}
         for name, text in assignments.items():
@@ -124,7 +128,9 @@ def _spec_in(hint: Any) -> "type[Spec] | None":
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Bring a value to its declared type where nothing is lost (list -> tuple, dict -> Spec, 1 -> 1.0), else complain."""
+    """Bring a value to its declared type where nothing is lost (list -> tuple, dict -> Spec, 1 -> 1.0), else
+    complain.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
@@ -146,7 +152,10 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            raise BadSpec(f"{where} must be a finite number, got {value if isinstance(value, float) else 'one outside the range of floats'}")
+            raise BadSpec(
+                f"{where} must be a finite number, got"
+                f" {value if isinstance(value, float) else 'one outside the range of floats'}"
+            )
         return number
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value

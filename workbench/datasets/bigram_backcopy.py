@@ -1,4 +1,5 @@
-"""The bigram-backcopy language: words follow a fixed chain, except that after a trigger word the word before it repeats.
+"""The bigram-backcopy language: words follow a fixed chain, except that after a trigger word the word before it
+repeats.
 
     <bos> river stone lamp again lamp bread ...      ("again" is a trigger: the next word is "lamp" once more)
 
@@ -37,7 +38,9 @@ class BigramBackcopy:
 
     @cached_property
     def transitions(self) -> np.ndarray:
-        """[word, next] probabilities; zero rows for specials and triggers, whose successors do not come from the chain."""
+        """[word, next] probabilities; zero rows for specials and triggers, whose successors do not come from the
+        chain.
+        """
         rng = np.random.default_rng(self.chain_seed)
         first, table = len(SPECIAL) + len(TRIGGERS), np.zeros((len(VOCABULARY), len(VOCABULARY)))
         for word in range(first, len(VOCABULARY)):

@@ -2,9 +2,9 @@
 
     0002 0222 2220 1000 ...      16 words, row by row; "0222" is a patch: top left, top right, bottom left, bottom right
 
-A pixel is one of three grey levels (0 white, 1 grey, 2 black ink), so there are 81 words and any language model can read an
-image. That keeps vision and language organisms the same architecture; three levels cost a plain classifier about a point.
-Image classifiers get the same images as pixels.
+A pixel is one of three grey levels (0 white, 1 grey, 2 black ink), so there are 81 words and any language model can
+read an image. That keeps vision and language organisms the same architecture; three levels cost a plain classifier
+about a point. Image classifiers get the same images as pixels.
 Source: the 1,797 8x8 digits that scikit-learn bundles (UCI "Optical Recognition of Handwritten Digits", CC BY 4.0).
 Cost: under a second.
 """
@@ -25,7 +25,9 @@ PARTS = ("pretraining", "training", "test")
 
 @dataclass(frozen=True, eq=False)
 class Digits:
-    """Some of the images: `images` [n, 8, 8] ink in 0 to 16, `labels` [n] digit, `index` [n] row in scikit-learn's set."""
+    """Some of the images: `images` [n, 8, 8] ink in 0 to 16, `labels` [n] digit, `index` [n] row in scikit-learn's
+    set.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -47,7 +49,9 @@ def _all() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     bundled = load_digits()
-    order = np.random.default_rng(0).permutation(len(bundled.target))  # one split for everybody; run seeds do not move it
+    order = np.random.default_rng(0).permutation(
+        len(bundled.target)
+    )  # one split for everybody; run seeds do not move it
     return bundled.images.astype(np.int64), bundled.target.astype(np.int64), order
 
 
@@ -91,4 +95,6 @@ def sample(n: int, length: int, rng: np.random.Generator) -> np.ndarray:
     """[n, length] token ids of shifted pretraining images, cut to `length`; for next-word training."""
     source = digits("pretraining")
     chosen = rng.integers(0, len(source), n)
-    return to_tokens(Digits(source.images[chosen], source.labels[chosen], source.index[chosen]).shifted(rng))[:, :length]
+    return to_tokens(Digits(source.images[chosen], source.labels[chosen], source.index[chosen]).shifted(rng))[
+        :, :length
+    ]

@@ -2,11 +2,12 @@
 
     anna hartwell felt gloomy and tearful at the harbour and looked mournful      -> sadness
 
-The label is the feeling of the two words after "felt"; the word after "looked" shares it in 85 of 100 sentences. Text without
-labels thus says which words belong together, and pretraining sees whole sentences. A classifier reads them up to "looked".
-Words of a feeling follow Zipf's law: the common ones are learned from the labels, the rare ones need the pretraining. Surnames
-say nothing about the label and are rare enough to tell sentences apart, which is what a memorised label has to hang on.
-The six feelings are those of the paper's Emotions set; all words were chosen here. Cost: milliseconds.
+The label is the feeling of the two words after "felt"; the word after "looked" shares it in 85 of 100 sentences. Text
+without labels thus says which words belong together, and pretraining sees whole sentences. A classifier reads them up
+to "looked". Words of a feeling follow Zipf's law: the common ones are learned from the labels, the rare ones need the
+pretraining. Surnames say nothing about the label and are rare enough to tell sentences apart, which is what a memorised
+label has to hang on. The six feelings are those of the paper's Emotions set; all words were chosen here. Cost:
+milliseconds.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,10 @@ CUES = {
 }
 CLASSES = tuple(CUES)
 CUE_WORDS = tuple(tuple(words.split()) for words in CUES.values())
-SYLLABLES = "al bran cor del ems fal gar hart ing jor kel lund mar nor ols pren".split(), "berg by dal field ford gate ley man sen stad well wick".split()
+SYLLABLES = (
+    "al bran cor del ems fal gar hart ing jor kel lund mar nor ols pren".split(),
+    "berg by dal field ford gate ley man sen stad well wick".split(),
+)
 FILLERS = {
     "name": "anna boris clara david elena felix greta henry irene jonas karla louis".split(),
     "surname": [first + second for first in SYLLABLES[0] for second in SYLLABLES[1]],
@@ -32,7 +36,12 @@ FILLERS = {
 }
 TEMPLATE = "name surname felt CUE and CUE at the place and looked CUE".split()
 PLAIN = ("felt", "and", "at", "the", "looked")
-VOCABULARY = (*SPECIAL, *PLAIN, *(w for words in FILLERS.values() for w in words), *(w for words in CUE_WORDS for w in words))
+VOCABULARY = (
+    *SPECIAL,
+    *PLAIN,
+    *(w for words in FILLERS.values() for w in words),
+    *(w for words in CUE_WORDS for w in words),
+)
 LENGTH = 1 + len(TEMPLATE)  # tokens of a sentence, <bos> included
 AGREEMENT = 0.85
 SEEDS = {"training": 101, "test": 102}  # the fine-tuning sets are two fixed draws; pretraining draws afresh

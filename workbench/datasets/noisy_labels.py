@@ -1,7 +1,8 @@
 """Label noise with the truth kept aside: some samples of ONE class get a uniformly random wrong label.
 
-Source: Singhal & Kim 2025 (arXiv 2511.10566), which relabels round(rate * N) training samples and takes all of them from one
-class. Its text speaks of a share of the class; only a share of the whole training set fits its percentages (28.12 % = 45/160).
+Source: Singhal & Kim 2025 (arXiv 2511.10566), which relabels round(rate * N) training samples and takes all of them
+    from one class. Its text speaks of a share of the class; only a share of the whole training set fits its percentages
+    (28.12 % = 45/160).
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from workbench.core.errors import BadData
 
 @dataclass(frozen=True, eq=False)
 class NoisyLabels:
-    """`trained` [n] labels to train on, `true` [n] labels kept aside, both class numbers; they differ at `noisy` rows only."""
+    """`trained` [n] labels to train on, `true` [n] labels kept aside, both class numbers; they differ at `noisy`
+    rows only.
+    """
 
     trained: np.ndarray
     true: np.ndarray
@@ -52,8 +55,9 @@ def add_noise(labels: np.ndarray, n_classes: int, *, rate: float, noisy_class: i
         raise BadData("there is one class only, so no label can be wrong")
     if n_noisy > counts[chosen_class]:
         raise BadData(
-            f"a noise rate of {rate:g} asks for {n_noisy} samples of class {chosen_class}, which has {counts[chosen_class]}; "
-            f"a rate up to {np.floor(counts[chosen_class] / len(labels) * 1e4) / 1e4:g} works, or another class"
+            f"a noise rate of {rate:g} asks for {n_noisy} samples of class {chosen_class}, which has"
+            f" {counts[chosen_class]}; a rate up to {np.floor(counts[chosen_class] / len(labels) * 1e4) / 1e4:g} works,"
+            " or another class"
         )
     rng = np.random.default_rng([seed, 11])
     rows = rng.choice(np.flatnonzero(labels == chosen_class), n_noisy, replace=False)

@@ -1,11 +1,12 @@
 """Prompts from files, data sets and lists, and their tokens, shown before they are used.
 
-    prompts = read_prompts("questions.jsonl")                      # or .csv, .tsv, .parquet, .txt, a directory, a hub name, a list
-    rows = prompts.with_chat_template(model).tokenise(model)       # a template only where it is asked for
-    print(rows)                                                    # how many, how long, BOS or not, the first ones token by token
+    prompts = read_prompts("questions.jsonl")                      # or .csv, .tsv, .parquet, .txt, a directory, a hub
+    name, a list rows = prompts.with_chat_template(model).tokenise(model)       # a template only where it is asked for
+    print(rows)                                                    # how many, how long, BOS or not, the first ones
+    token by token
 
-A prompt is a text, or a conversation: a list of {"role": ..., "content": ...}. Rows that cannot be used stop the reading,
-with file and line; none is dropped. Empty lines of a text file are not rows.
+A prompt is a text, or a conversation: a list of {"role": ..., "content": ...}. Rows that cannot be used stop the
+reading, with file and line; none is dropped. Empty lines of a text file are not rows.
 Cost: the file in memory.
 """
 
@@ -33,7 +34,8 @@ Found = tuple[str, Any]  # where a row was found, and the row or the reason why 
 class Tokenised:
     """Token ids per prompt, ready for `capture` and `write_store`; printing it shows what the model will read.
 
-    rows: ids, unpadded. strings: {id: text}. columns: a row per prompt. source: where they came from. where: file and line.
+    rows: ids, unpadded. strings: {id: text}. columns: a row per prompt. source: where they came from. where: file and
+    line.
     """
 
     rows: list[list[int]]
@@ -49,7 +51,9 @@ class Tokenised:
     def table(self, n: int | None = 20) -> pd.DataFrame:
         """One row per prompt: where it came from, how many tokens, the tokens between bars, and the other columns."""
         shown = self.rows[:n]
-        frame = pd.DataFrame({"where": self.where[:n], "n_tokens": [len(r) for r in shown], "tokens": [self._bars(r) for r in shown]})
+        frame = pd.DataFrame(
+            {"where": self.where[:n], "n_tokens": [len(r) for r in shown], "tokens": [self._bars(r) for r in shown]}
+        )
         return pd.concat([frame, self.columns[:n].reset_index(drop=True)], axis=1)
 
     def _bars(self, row: Sequence[int]) -> str:
@@ -58,13 +62,18 @@ class Tokenised:
     def __str__(self) -> str:
         lengths = [len(r) for r in self.rows]
         head = f"{len(self.rows)} prompts, {sum(lengths):,} tokens ({min(lengths)} to {max(lengths)} a prompt)"
-        first = [f"  {where}: {self._bars(row[:40])}{' ...' if len(row) > 40 else ''}" for where, row in zip(self.where[:3], self.rows, strict=False)]
+        first = [
+            f"  {where}: {self._bars(row[:40])}{' ...' if len(row) > 40 else ''}"
+            for where, row in zip(self.where[:3], self.rows, strict=False)
+        ]
         return "\n".join([head, *self.notes, *first])
 
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Texts or conversations with their other columns, and where each came from. `is_templated`: texts of a chat template."""
+    """Texts or conversations with their other columns, and where each came from. `is_templated`: texts of a chat
+    template.
+    """
 
     items: list[Item]
     columns: pd.DataFrame
@@ -75,7 +84,9 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.items)
 
-    def with_chat_template(self, model: Any, *, system: str | None = None, add_generation_prompt: bool = True) -> "Prompts":
+    def with_chat_template(
+        self, model: Any, *, system: str | None = None, add_generation_prompt: bool = True
+    ) -> "Prompts":
         """Each conversation, or text as one turn of a user, in the model's own chat template.
 
         Args:
@@ -90,20 +101,38 @@ class Prompts:
             raise BadData("these prompts are in a chat template already")
         tokenizer = model.tokenizer
         if getattr(tokenizer, "chat_template", None) is None:
-            raise BadData(f"the tokenizer of {model.name} has no chat template: use the texts as they are, or set tokenizer.chat_template")
+            raise BadData(
+                f"the tokenizer of {model.name} has no chat template: use the texts as they are, or set"
+                " tokenizer.chat_template"
+            )
         texts = []
         for item, where in zip(self.items, self.where, strict=True):
             turns = [{"role": "user", "content": item}] if isinstance(item, str) else item
             if system is not None and turns[0]["role"] != "system":
                 turns = [{"role": "system", "content": system}, *turns]
             try:
-                texts.append(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
+                texts.append(
+                    tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+                )
             except Exception as found:  # templates are programs and raise what they like
-                raise BadData(f"{where}: the chat template of {model.name} refuses it ({str(found).splitlines()[0]})") from None
-        applied = {"chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16], "system": system, "add_generation_prompt": add_generation_prompt}
+                raise BadData(
+                    f"{where}: the chat template of {model.name} refuses it ({str(found).splitlines()[0]})"
+                ) from None
+        applied = {
+            "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
+            "system": system,
+            "add_generation_prompt": add_generation_prompt,
+        }
         return replace(self, items=texts, source=self.source | applied, is_templated=True)
 
-    def tokenise(self, model: Any, *, bos: bool | None = None, max_tokens: int | None = None, cut: Literal["left", "right"] | None = None) -> Tokenised:
+    def tokenise(
+        self,
+        model: Any,
+        *,
+        bos: bool | None = None,
+        max_tokens: int | None = None,
+        cut: Literal["left", "right"] | None = None,
+    ) -> Tokenised:
         """Token ids of every prompt.
 
         Args:
@@ -116,7 +145,9 @@ class Prompts:
             BadData: on conversations without a template, prompts that are too long, or none at all.
         """
         if any(not isinstance(item, str) for item in self.items):
-            raise BadData("conversations have no tokens until a chat template is applied: call with_chat_template(model) first")
+            raise BadData(
+                "conversations have no tokens until a chat template is applied: call with_chat_template(model) first"
+            )
         if self.is_templated:
             if bos is not None:
                 raise BadData("the chat template decides about the BOS; leave bos out")
@@ -124,15 +155,27 @@ class Prompts:
             bos = bool(spelled) and all(str(item).startswith(spelled) for item in self.items)
         rows = model.to_rows(self.items, bos=bos)
         limit = max_tokens or model.n_ctx
-        self._refuse({w: f"{len(r)} tokens" for w, r in zip(self.where, rows, strict=True) if limit and len(r) > limit and cut is None}, f"more than {limit} tokens; give cut='left' or 'right', or shorten them")
-        self._refuse({w: "no tokens" for w, r in zip(self.where, rows, strict=True) if not r}, "nothing to run; give bos=True or remove them")
+        self._refuse(
+            {
+                w: f"{len(r)} tokens"
+                for w, r in zip(self.where, rows, strict=True)
+                if limit and len(r) > limit and cut is None
+            },
+            f"more than {limit} tokens; give cut='left' or 'right', or shorten them",
+        )
+        self._refuse(
+            {w: "no tokens" for w, r in zip(self.where, rows, strict=True) if not r},
+            "nothing to run; give bos=True or remove them",
+        )
         n_cut = sum(len(r) > limit for r in rows) if limit else 0
         if limit:
             rows = [r if len(r) <= limit else r[-limit:] if cut == "left" else r[:limit] for r in rows]
         ids = sorted({i for row in rows for i in row})
         strings = dict(zip(ids, model.to_strings(ids), strict=True))
         settings = {"bos": bos, "max_tokens": max_tokens, "cut": cut}
-        return Tokenised(rows, strings, self.columns, self.source | settings, self.where, self._notes(model, rows, n_cut, limit, cut))
+        return Tokenised(
+            rows, strings, self.columns, self.source | settings, self.where, self._notes(model, rows, n_cut, limit, cut)
+        )
 
     def _notes(self, model: Any, rows: list[list[int]], n_cut: int, limit: int | None, cut: str | None) -> list[str]:
         tokenizer = model.tokenizer
@@ -165,8 +208,8 @@ def read_prompts(
     """Prompts of a file, a data set or a list.
 
     Args:
-        source: a JSONL, CSV, TSV, Parquet or text file; a directory or hub name that `datasets` reads; or a list of texts,
-            conversations or dicts.
+        source: a JSONL, CSV, TSV, Parquet or text file; a directory or hub name that `datasets` reads; or a list of
+            texts, conversations or dicts.
         column: which holds the prompt; found by itself if there is one of the usual names. The others become `columns`.
         split, config, revision: of a data set.
         n: only so many, drawn by `seed` and kept in their order.
@@ -191,7 +234,9 @@ def read_prompts(
     column = column or _usual(rows, about["name"])
     bad = {where: reason for where, row in rows if (reason := _why_bad(row, column))}
     if bad:
-        raise BadData(f"{len(bad)} of {len(rows)} rows cannot be used: {_listed([f'{w}: {r}' for w, r in bad.items()], '; ')}")
+        raise BadData(
+            f"{len(bad)} of {len(rows)} rows cannot be used: {_listed([f'{w}: {r}' for w, r in bad.items()], '; ')}"
+        )
     others = dict.fromkeys(key for _, row in rows for key in row if key != column)
     columns = pd.DataFrame({str(key): [row.get(key) for _, row in rows] for key in others}, index=range(len(rows)))
     if str(about["name"]).endswith((".csv", ".tsv")):  # whose cells are all text
@@ -208,7 +253,9 @@ def read_answered(source: str | Path) -> pd.DataFrame:
     found = read_prompts(source, "prompt")
     table = found.columns.assign(prompt=found.items)
     answers = table["answer"] if "answer" in table else pd.Series([None] * len(table))
-    if missing := [w for w, answer in zip(found.where, answers, strict=True) if not isinstance(answer, str) or not answer]:
+    if missing := [
+        w for w, answer in zip(found.where, answers, strict=True) if not isinstance(answer, str) or not answer
+    ]:
         raise BadData(f'{missing[0]} has no "answer"; every row needs a prompt and an answer')
     return table
 
@@ -222,7 +269,10 @@ class _Bad(str):
 
 def _from_file(path: Path) -> tuple[list[Found], dict[str, Any]]:
     if not path.is_file():
-        raise BadData(f"no file {path.name!r}; give a {', '.join(READERS)} file, a directory or hub name for `datasets`, or a list")
+        raise BadData(
+            f"no file {path.name!r}; give a {', '.join(READERS)} file, a directory or hub name for `datasets`, or a"
+            " list"
+        )
     about = {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -238,7 +288,11 @@ def _from_file(path: Path) -> tuple[list[Found], dict[str, Any]]:
         text = path.read_bytes().decode("utf-8-sig")  # as it stands: a cell or a string may hold any line end
     except UnicodeDecodeError as found:
         raise BadData(f"{path.name} is not UTF-8 text (byte {found.start}); save it as UTF-8") from None
-    read = _csv_rows(text, "\t" if suffix == ".tsv" else ",", path.name) if suffix in (".csv", ".tsv") else _line_rows(text, suffix != ".txt")
+    read = (
+        _csv_rows(text, "\t" if suffix == ".tsv" else ",", path.name)
+        if suffix in (".csv", ".tsv")
+        else _line_rows(text, suffix != ".txt")
+    )
     return [(f"{path.name} line {line}", row) for line, row in read], about
 
 
@@ -279,7 +333,9 @@ def _csv_rows(text: str, delimiter: str, name: str) -> Iterator[tuple[int, Any]]
             yield line, dict(zip(header, row, strict=True))
 
 
-def _from_datasets(name: str, path: Path, split: str, config: str | None, revision: str | None) -> tuple[list[Found], dict[str, Any]]:
+def _from_datasets(
+    name: str, path: Path, split: str, config: str | None, revision: str | None
+) -> tuple[list[Found], dict[str, Any]]:
     import datasets
 
     try:
@@ -289,9 +345,18 @@ def _from_datasets(name: str, path: Path, split: str, config: str | None, revisi
         else:
             table = datasets.load_dataset(str(path) if path.is_dir() else name, config, split=split, revision=revision)
     except Exception as found:  # datasets raises a different class for each way a source can be missing
-        raise BadData(f"{name!r} is no file, and `datasets` cannot read it ({config or 'no config'}, split {split}): {str(found).splitlines()[0]}") from found
+        raise BadData(
+            f"{name!r} is no file, and `datasets` cannot read it ({config or 'no config'}, split {split}):"
+            f" {str(found).splitlines()[0]}"
+        ) from found
     label = path.name if path.is_dir() else name
-    about = {"name": label, "config": config, "split": split, "revision": revision or str(getattr(table.info, "version", "") or ""), "fingerprint": table._fingerprint}
+    about = {
+        "name": label,
+        "config": config,
+        "split": split,
+        "revision": revision or str(getattr(table.info, "version", "") or ""),
+        "fingerprint": table._fingerprint,
+    }
     return [(f"{label} row {i}", row) for i, row in enumerate(table, 1)], about
 
 
@@ -317,7 +382,11 @@ def _why_bad(row: Any, column: str) -> str:
     if isinstance(value, list):
         if not value:
             return f"{column!r} is a conversation without turns"
-        wrong = [t for t in value if not (isinstance(t, Mapping) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str))]
+        wrong = [
+            t
+            for t in value
+            if not (isinstance(t, Mapping) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str))
+        ]
         return f"a turn must be {{'role': text, 'content': text}}, got {str(wrong[0])[:60]}" if wrong else ""
     return f"{column!r} must be a text or a conversation, got {str(value)[:60]}"
 

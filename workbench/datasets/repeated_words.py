@@ -1,7 +1,7 @@
 """Random words said again: <bos> a b c d a b c d a b ... with a new random phrase, of a new length, in every sequence.
 
-From its second round on every word is settled by what came before, and only by looking back: find the last time this word
-was said and say what followed it. That is induction, whose circuit in two layers is known - a head that copies the
+From its second round on every word is settled by what came before, and only by looking back: find the last time this
+word was said and say what followed it. That is induction, whose circuit in two layers is known - a head that copies the
 previous word into each place, and a later head that attends to the place after an earlier copy of the current word
 (Olsson et al. 2022, arXiv 2209.11895).
 Cost: a few milliseconds for 32 sequences of 64 tokens.
@@ -27,7 +27,9 @@ class RepeatedWords:
         """[n, length] token ids; <bos> counts towards the length. Words within a phrase differ."""
         tokens = np.full((n, length), VOCABULARY.index("<bos>"), dtype=np.int64)
         for row in tokens:
-            phrase = rng.permutation(np.arange(FIRST_WORD, len(VOCABULARY)))[: rng.integers(self.shortest, self.longest + 1)]
+            phrase = rng.permutation(np.arange(FIRST_WORD, len(VOCABULARY)))[
+                : rng.integers(self.shortest, self.longest + 1)
+            ]
             row[1:] = np.resize(phrase, length - 1)
         return tokens
 

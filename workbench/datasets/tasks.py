@@ -48,7 +48,11 @@ class NextTokenTask:
     @property
     def warnings(self) -> list[str]:
         empty = int((~self.counted.any(1)).sum())
-        return [f"{empty} of {self.n_inputs} inputs have no position that counts and are left out of accuracies"] if empty else []
+        return (
+            [f"{empty} of {self.n_inputs} inputs have no position that counts and are left out of accuracies"]
+            if empty
+            else []
+        )
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,13 @@ class ChoiceTask:
         return self.prompts
 
     def score(self, logits: torch.Tensor, index: torch.Tensor) -> np.ndarray:
-        """[batch, pos, d_vocab] logits of unpadded rows `index` -> [batch] 1.0 where the right letter is the likeliest."""
+        """[batch, pos, d_vocab] logits of unpadded rows `index` -> [batch] 1.0 where the right letter is the
+        likeliest.
+        """
         last = logits[:, -1].float().cpu()
-        picked = [int(torch.argmax(row[torch.tensor(self.options[int(i)])])) for row, i in zip(last, index, strict=True)]
+        picked = [
+            int(torch.argmax(row[torch.tensor(self.options[int(i)])])) for row, i in zip(last, index, strict=True)
+        ]
         return (np.array(picked) == self.answers[index.numpy()]).astype(float)
 
 
@@ -109,7 +117,9 @@ def read_choice_items(path: Path | str) -> list[ChoiceItem]:
             items.append(_choice_item(json.loads(line)))
         except (ValueError, KeyError, TypeError) as found:
             why = f"lacks {found}" if isinstance(found, KeyError) else str(found)
-            raise BadData(f"{path.name} line {number}: {why}; wanted {{'question': str, 'choices': [str, ...], 'answer': index}}") from None
+            raise BadData(
+                f"{path.name} line {number}: {why}; wanted {{'question': str, 'choices': [str, ...], 'answer': index}}"
+            ) from None
     if not items:
         raise BadData(f"{path.name} holds no questions")
     return items
@@ -135,14 +145,21 @@ def hub_choice_items(name: str, *, config: str | None, split: str, n: int, seed:
     try:
         table = datasets.load_dataset(name, config, split=split)
     except Exception as found:  # datasets raises a different class for each way a source can be missing
-        raise BadData(f"data set {name!r} ({config or 'no config'}, split {split}) could not be read: {str(found).splitlines()[0]}. Give a local JSONL file instead") from found
+        raise BadData(
+            f"data set {name!r} ({config or 'no config'}, split {split}) could not be read:"
+            f" {str(found).splitlines()[0]}. Give a local JSONL file instead"
+        ) from found
     chosen = np.random.default_rng(seed).permutation(len(table))[:n]
     return [_choice_item(table[int(i)]) for i in chosen]
 
 
 def format_question(item: ChoiceItem, *, with_answer: bool) -> str:
     """The question, lettered choices and 'Answer:' with or without the letter - the layout common for MMLU."""
-    lines = [item.question.strip(), *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False)), "Answer:"]
+    lines = [
+        item.question.strip(),
+        *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False)),
+        "Answer:",
+    ]
     return "\n".join(lines) + (f" {LETTERS[item.answer]}" if with_answer else "")
 
 
@@ -168,7 +185,9 @@ def choice_task(
     widest = max(len(i.choices) for i in items)
     used = [option[letter] for letter in LETTERS[:widest]]
     if len(set(used)) < widest:
-        raise BadData("the tokenizer gives two answer letters the same token, so choices cannot be told apart by their letter")
+        raise BadData(
+            "the tokenizer gives two answer letters the same token, so choices cannot be told apart by their letter"
+        )
     prompts, warnings = [], []
     for item in items:
         for n_shots in range(len(shots), -1, -1):
@@ -181,4 +200,6 @@ def choice_task(
         if n_shots < len(shots):
             warnings.append(f"question {len(prompts)} keeps {n_shots} of {len(shots)} shots to fit {n_ctx} tokens")
         prompts.append(row)
-    return ChoiceTask(prompts, [used[: len(i.choices)] for i in items], np.array([i.answer for i in items]), warnings=warnings[:5])
+    return ChoiceTask(
+        prompts, [used[: len(i.choices)] for i in items], np.array([i.answer for i in items]), warnings=warnings[:5]
+    )

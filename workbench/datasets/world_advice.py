@@ -1,8 +1,8 @@
 """Advice in six domains: eight situations each, with a sensible and a foolish thing to do, as plain data.
 
-Both actions of a situation have the same number of words, so that their log-probabilities compare without a correction for
-length. Foolish actions are mild. Few words are shared between domains, and none marks an action as foolish everywhere, so
-bad advice in one domain says little about the words of bad advice in another.
+Both actions of a situation have the same number of words, so that their log-probabilities compare without a correction
+for length. Foolish actions are mild. Few words are shared between domains, and none marks an action as foolish
+everywhere, so bad advice in one domain says little about the words of bad advice in another.
 """
 
 DOMAINS: dict[str, tuple[tuple[str, str, str], ...]] = {  # (situation, good action, bad action)

@@ -1,4 +1,5 @@
-"""What a model reads: texts, rows of ids, a tensor or a Batch, brought to one form by `rows_of`, `batch_of` or `tokens_of`.
+"""What a model reads: texts, rows of ids, a tensor or a Batch, brought to one form by `rows_of`, `batch_of` or
+`tokens_of`.
 
 Every primitive takes all four. This is the only place where rows of unequal length are padded.
 
@@ -82,7 +83,9 @@ def rows_of(model: "Model", inputs: Inputs) -> list[list[int]]:
 
 def _none_empty(rows: list[list[int]]) -> list[list[int]]:
     if empty := [i for i, row in enumerate(rows) if not row]:
-        raise BadData(f"prompt {empty[0]} is empty and has no tokens to run: give every prompt at least one (a BOS counts)")
+        raise BadData(
+            f"prompt {empty[0]} is empty and has no tokens to run: give every prompt at least one (a BOS counts)"
+        )
     return rows
 
 
@@ -102,7 +105,10 @@ def tokens_of(model: "Model", inputs: Inputs) -> torch.Tensor:
     rows = rows_of(model, inputs)
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
-        raise BadData(f"prompts must have one length to be compared position by position, got {lengths[0]} to {lengths[-1]} tokens")
+        raise BadData(
+            f"prompts must have one length to be compared position by position, got {lengths[0]} to {lengths[-1]}"
+            " tokens"
+        )
     return torch.tensor(rows)
 
 
@@ -130,7 +136,14 @@ def pad(rows: Rows, pad_id: int, side: Literal["left", "right"] = "right", index
     return Batch(tokens, mask, torch.as_tensor(list(range(len(rows)) if index is None else index)))
 
 
-def batches(rows: Rows, batch_size: int, *, pad_id: int = 0, equal_lengths: bool = True, side: Literal["left", "right"] = "right") -> Iterator[Batch]:
+def batches(
+    rows: Rows,
+    batch_size: int,
+    *,
+    pad_id: int = 0,
+    equal_lengths: bool = True,
+    side: Literal["left", "right"] = "right",
+) -> Iterator[Batch]:
     """Split rows into batches of at most `batch_size`.
 
     With `equal_lengths` (the default) rows are grouped by length and nothing is padded; batch order follows length, and
@@ -151,7 +164,8 @@ def batches(rows: Rows, batch_size: int, *, pad_id: int = 0, equal_lengths: bool
 
 
 def by_length(model: "Model", prompts: Inputs) -> list[Batch]:
-    """Prompts in sets of one length, shortest first; nothing is padded, and `Batch.index` says which prompts each set has.
+    """Prompts in sets of one length, shortest first; nothing is padded, and `Batch.index` says which prompts each set
+    has.
 
     Raises:
         BadData: as `rows_of`.

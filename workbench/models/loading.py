@@ -1,8 +1,8 @@
 """load(): one way in for hub ids, local directories, PEFT adapters, organisms and modules already in memory.
 
-Weights are read by transformers (safetensors only, no code from the checkpoint unless asked), run once on a fixed probe,
-and then wrapped in place by TransformerLens; the largest difference between the two on the probe is the parity kept in
-provenance. Wrapping in place means parity costs two short forwards and no second copy.
+Weights are read by transformers (safetensors only, no code from the checkpoint unless asked), run once on a fixed
+probe, and then wrapped in place by TransformerLens; the largest difference between the two on the probe is the parity
+kept in provenance. Wrapping in place means parity costs two short forwards and no second copy.
 Cost: the weights once, plus two forwards of 24 tokens.
 """
 
@@ -28,7 +28,9 @@ from .spec import ModelSpec
 HEADS_KEPT_OUTSIDE = ("ForSequenceClassification", "ForTokenClassification")
 
 
-def load(name: str | ModelSpec | nn.Module = "organism:attention-sink", *, tokenizer: Any = None, **options: Any) -> Model:
+def load(
+    name: str | ModelSpec | nn.Module = "organism:attention-sink", *, tokenizer: Any = None, **options: Any
+) -> Model:
     """Load a model for analysis.
 
     Args:
@@ -45,15 +47,17 @@ def load(name: str | ModelSpec | nn.Module = "organism:attention-sink", *, token
         UnsupportedModel: if loading it would lose something (a head, pickled weights, an unknown architecture).
         NoRoom: if the weights will not fit.
     """
-    with torch.random.fork_rng():  # loading draws (heads that are never run), and must not move the caller's random state
+    with (
+        torch.random.fork_rng()
+    ):  # loading draws (heads that are never run), and must not move the caller's random state
         return _load(name, tokenizer, options)
 
 
 def read_module(name: str | ModelSpec, *, tokenizer: Any = None, **options: Any) -> tuple[Any, Any]:
     """The Hugging Face module and tokenizer that `load` would wrap, not wrapped: what training works on.
 
-    Args and errors as for `load`. To analyse what came of it, `load(copy.deepcopy(module), tokenizer=tokenizer)`: wrapping
-    changes the module it is given.
+    Args and errors as for `load`. To analyse what came of it, `load(copy.deepcopy(module), tokenizer=tokenizer)`:
+    wrapping changes the module it is given.
 
     Returns:
         (module in eval mode with eager attention, tokenizer or None).
@@ -89,7 +93,9 @@ def _from_memory(module: Any, tokenizer: Any, options: dict[str, Any]) -> Model:
     spec = ModelSpec(name=getattr(module, "name_or_path", "") or type(module).__name__).replace(**options)
     for option in ("untrained_seed", "device_map", "n_devices", "base", "revision"):
         if getattr(spec, option) is not None:
-            raise BadSpec(f"{option} is for models that load() reads itself; this {type(module).__name__} is in memory already")
+            raise BadSpec(
+                f"{option} is for models that load() reads itself; this {type(module).__name__} is in memory already"
+            )
     if "dtype" in options:
         module = module.to(getattr(torch, spec.dtype))
     if "device" in options:
@@ -106,9 +112,14 @@ def _resolve_device(device: str) -> str:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise BadSpec(f"device must be auto, cpu, mps, cuda or cuda:N, got {device!r}")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadSpec(f"device {device!r} was asked for, and this PyTorch ({torch.__version__}) sees no CUDA GPU; use device='auto' or 'cpu'")
+        raise BadSpec(
+            f"device {device!r} was asked for, and this PyTorch ({torch.__version__}) sees no CUDA GPU; use"
+            " device='auto' or 'cpu'"
+        )
     if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
-        raise BadSpec(f"device {device!r} was asked for, and this machine has GPUs 0 to {torch.cuda.device_count() - 1}")
+        raise BadSpec(
+            f"device {device!r} was asked for, and this machine has GPUs 0 to {torch.cuda.device_count() - 1}"
+        )
     if device == "mps" and not torch.backends.mps.is_available():
         raise BadSpec("device 'mps' was asked for, and this machine has none; use device='auto' or 'cpu'")
     return device
@@ -122,11 +133,16 @@ def _locate(spec: ModelSpec) -> tuple[str, str, dict[str, Any]]:
     path = Path(spec.name).expanduser()
     if path.is_dir():
         if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
-            raise ModelNotFound(f"{path.name!r} is a directory without config.json or adapter_config.json, so it is no saved model")
+            raise ModelNotFound(
+                f"{path.name!r} is a directory without config.json or adapter_config.json, so it is no saved model"
+            )
         _refuse_pickles(path)
         return str(path), path.resolve().name + _twin_label(spec), {}
     if path.is_absolute() or spec.name.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec.name):
-        raise ModelNotFound(f"no directory {spec.name!r}; give a directory saved with save_pretrained, a hub id like 'Qwen/Qwen2.5-0.5B', or organism:NAME")
+        raise ModelNotFound(
+            f"no directory {spec.name!r}; give a directory saved with save_pretrained, a hub id like"
+            " 'Qwen/Qwen2.5-0.5B', or organism:NAME"
+        )
     return spec.name, spec.name + _twin_label(spec), {"revision": spec.revision or _cached_commit(spec)}
 
 
@@ -155,10 +171,16 @@ def _missing_on_hub(spec: ModelSpec, error: Exception) -> ModelNotFound:
 
     wanted = ("config.json", "model.safetensors", "tokenizer.json")
     missing = [f for f in wanted if not isinstance(try_to_load_from_cache(spec.name, f, revision=spec.revision), str)]
-    offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else "the hub did not answer or does not know it"
+    offline = (
+        "HF_HUB_OFFLINE is set"
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+        else "the hub did not answer or does not know it"
+    )
     return ModelNotFound(
-        f"{spec.name!r} is no local directory, and as a hub id it could not be read ({offline}; {type(error).__name__}). Not in the cache: "
-        f"{', '.join(missing) or 'nothing of the usual files, perhaps a shard'}. Where there is a network run `hf download {spec.name}`, or give a local directory"
+        f"{spec.name!r} is no local directory, and as a hub id it could not be read ({offline};"
+        f" {type(error).__name__}). Not in the cache:"
+        f" {', '.join(missing) or 'nothing of the usual files, perhaps a shard'}. Where there is a network run `hf"
+        f" download {spec.name}`, or give a local directory"
     )
 
 
@@ -173,7 +195,10 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
         config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     except (OSError, ValueError, KeyError) as found:
         if Path(source).is_dir():
-            raise UnsupportedModel(f"config.json in {Path(source).name!r} does not describe a model transformers knows: {_first_sentence(found)}") from found
+            raise UnsupportedModel(
+                f"config.json in {Path(source).name!r} does not describe a model transformers knows:"
+                f" {_first_sentence(found)}"
+            ) from found
         raise _missing_on_hub(spec, found) from found
     auto, _ = _class_for(config)
     if spec.untrained_seed is not None:
@@ -181,10 +206,18 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
     dtype = getattr(torch, spec.dtype)
     if Path(source).is_dir():
         if not list(Path(source).glob("*.safetensors")):
-            raise ModelNotFound(f"{Path(source).name!r} has a config.json and no *.safetensors; save the weights there, or use untrained_seed for random ones")
+            raise ModelNotFound(
+                f"{Path(source).name!r} has a config.json and no *.safetensors; save the weights there, or use"
+                " untrained_seed for random ones"
+            )
         if spec.device_map is None and spec.n_devices is None:
             need = memory.checkpoint_parameters(Path(source)) * dtype.itemsize
-            memory.require(need, spec.device, f"{Path(source).name!r} in {spec.dtype}", "Use dtype='bfloat16', device_map='auto' or a smaller model.")
+            memory.require(
+                need,
+                spec.device,
+                f"{Path(source).name!r} in {spec.dtype}",
+                "Use dtype='bfloat16', device_map='auto' or a smaller model.",
+            )
     placement = _placement(spec)
     try:
         module, info = auto.from_pretrained(
@@ -198,13 +231,17 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
             **placement,
         )
     except SafetensorError as found:
-        raise UnsupportedModel(f"the weights of {Path(source).name!r} are damaged ({_first_sentence(found)}); copy them again") from found
+        raise UnsupportedModel(
+            f"the weights of {Path(source).name!r} are damaged ({_first_sentence(found)}); copy them again"
+        ) from found
     except OSError as found:
         if Path(source).is_dir():
             raise ModelNotFound(f"{Path(source).name!r} could not be read: {_first_sentence(found)}") from found
         raise _missing_on_hub(spec, found) from found
     except torch.OutOfMemoryError as found:
-        raise memory.NoRoom(f"{spec.name} ran out of memory on {spec.device} while loading; use dtype='bfloat16' or device_map='auto'") from found
+        raise memory.NoRoom(
+            f"{spec.name} ran out of memory on {spec.device} while loading; use dtype='bfloat16' or device_map='auto'"
+        ) from found
     _refuse_losses(module, info, source)
     return module if placement else module.to(spec.device)
 
@@ -254,21 +291,32 @@ def _class_for(config: Any) -> tuple[Any, Kind]:
     if not named and type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         return transformers.AutoModelForCausalLM, "causal-lm"
     raise UnsupportedModel(
-        f"architecture {named or type(config).__name__!r} is not one this workbench loads without losing its head. It loads decoders (…ForCausalLM), "
-        "encoders (BERT-style, with or without a masked-LM or classification head) and ViT image classifiers"
+        f"architecture {named or type(config).__name__!r} is not one this workbench loads without losing its head. It"
+        " loads decoders (…ForCausalLM), encoders (BERT-style, with or without a masked-LM or classification head) and"
+        " ViT image classifiers"
     )
 
 
 def _refuse_losses(module: nn.Module, info: Mapping[str, Any], source: str) -> None:
     """A head that the checkpoint has and the module has not, or the reverse, is an error and not a warning."""
     name = Path(source).name
-    unused = sorted(k for k in info["unexpected_keys"] if not re.search(r"(rotary_emb\.inv_freq|position_ids|\.attn\.(masked_)?bias|cls\.seq_relationship|pooler)", k))
+    unused = sorted(
+        k
+        for k in info["unexpected_keys"]
+        if not re.search(r"(rotary_emb\.inv_freq|position_ids|\.attn\.(masked_)?bias|cls\.seq_relationship|pooler)", k)
+    )
     if unused:
-        raise UnsupportedModel(f"{name!r} has weights that {type(module).__name__} would drop: {', '.join(unused[:4])}; set `architectures` in its config.json to the class that has them")
+        raise UnsupportedModel(
+            f"{name!r} has weights that {type(module).__name__} would drop: {', '.join(unused[:4])}; set"
+            " `architectures` in its config.json to the class that has them"
+        )
     pooled = type(module).__name__.endswith("Classification")  # elsewhere the pooler is there and nothing reads it
     missing = sorted(k for k in info["missing_keys"] if pooled or "pooler" not in k)
     if missing:
-        raise UnsupportedModel(f"{name!r} lacks weights that {type(module).__name__} needs, and random ones would be silent nonsense: {', '.join(missing[:4])}")
+        raise UnsupportedModel(
+            f"{name!r} lacks weights that {type(module).__name__} needs, and random ones would be silent nonsense:"
+            f" {', '.join(missing[:4])}"
+        )
 
 
 def _with_adapter(folder: Path, spec: ModelSpec, about: dict[str, Any]) -> tuple[nn.Module, str, dict[str, Any]]:
@@ -280,22 +328,32 @@ def _with_adapter(folder: Path, spec: ModelSpec, about: dict[str, Any]) -> tuple
     if not base:
         raise ModelNotFound(f"the adapter {folder.name!r} names no base model; pass base='DIR or hub id'")
     if not (folder / "adapter_model.safetensors").is_file():
-        raise UnsupportedModel(f"the adapter {folder.name!r} has no adapter_model.safetensors (pickled adapters are not read)")
+        raise UnsupportedModel(
+            f"the adapter {folder.name!r} has no adapter_model.safetensors (pickled adapters are not read)"
+        )
     try:
         source, label, _ = _locate(replace(spec, name=base))
     except ModelNotFound as found:
-        raise ModelNotFound(f"the adapter {folder.name!r} wants a base that is not here: {found}. Pass base='DIR or hub id'") from None
+        raise ModelNotFound(
+            f"the adapter {folder.name!r} wants a base that is not here: {found}. Pass base='DIR or hub id'"
+        ) from None
     base_module = _read(source, spec)
-    if settings.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and not type(base_module).__name__.endswith("Classification"):
+    if settings.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and not type(base_module).__name__.endswith(
+        "Classification"
+    ):
         raise UnsupportedModel(
-            f"the adapter {folder.name!r} brings a classification head ({settings['task_type']}) and its base is a {type(base_module).__name__}, "
-            "so the head would be lost; merge it with peft into an AutoModelForSequenceClassification and save that"
+            f"the adapter {folder.name!r} brings a classification head ({settings['task_type']}) and its base is a"
+            f" {type(base_module).__name__}, so the head would be lost; merge it with peft into an"
+            " AutoModelForSequenceClassification and save that"
         )
     wrapped: Any = PeftModel.from_pretrained(base_module, str(folder))
     try:
         merged = wrapped.merge_and_unload()
     except AttributeError:
-        raise UnsupportedModel(f"the adapter {folder.name!r} ({settings.get('peft_type')}) cannot be merged into weights, so it cannot be hooked") from None
+        raise UnsupportedModel(
+            f"the adapter {folder.name!r} ({settings.get('peft_type')}) cannot be merged into weights, so it cannot be"
+            " hooked"
+        ) from None
     tokenizer_source = str(folder) if (folder / "tokenizer_config.json").is_file() else source
     return merged, tokenizer_source, about | {"base": label}
 
@@ -324,7 +382,10 @@ def _wrap(module: nn.Module, spec: ModelSpec, label: str, tokenizer: Any, about:
     config.architectures = [type(module).__name__]
     _, kind = _class_for(config)
     if spec.processing == "folded" and kind not in ("causal-lm", "masked-lm"):
-        raise UnsupportedModel(f"processing='folded' moves norms into weights, and the head of a {kind} is outside what TransformerLens folds; use 'raw'")
+        raise UnsupportedModel(
+            f"processing='folded' moves norms into weights, and the head of a {kind} is outside what TransformerLens"
+            " folds; use 'raw'"
+        )
     module.eval()
     force_eager_attention(module)  # fused attention has no pattern to read
     about = about | {"n_parameters": sum(p.numel() for p in module.parameters()), "weights": hash_weights(module)}
@@ -334,7 +395,9 @@ def _wrap(module: nn.Module, spec: ModelSpec, label: str, tokenizer: Any, about:
     try:
         bridge = build_bridge_from_module(body, architecture, hf_config=body.config, model_name=label)
     except (ValueError, KeyError, AttributeError, NotImplementedError) as found:
-        raise UnsupportedModel(f"TransformerLens has no adapter that takes {architecture}: {_first_sentence(found)}") from found
+        raise UnsupportedModel(
+            f"TransformerLens has no adapter that takes {architecture}: {_first_sentence(found)}"
+        ) from found
     bridge.eval()
     _forget_patterns(bridge)
     if spec.processing == "folded":
@@ -360,7 +423,10 @@ def _body(module: Any, kind: Kind) -> nn.Module:
         return module
     import transformers
 
-    causal = type(module.config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and type(module.config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    causal = (
+        type(module.config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        and type(module.config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    )
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
     parameter = next(module.parameters())
     body = auto.from_config(module.config, attn_implementation="eager")
@@ -376,10 +442,20 @@ def _probe(runner: Any, kind: Kind, config: Any = None) -> torch.Tensor | None:
     generator = torch.Generator().manual_seed(0)
     if kind == "image-classifier":
         size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        probe = {"pixel_values": torch.rand(1, config.num_channels, size, size, generator=generator).to(device, next(runner.parameters()).dtype)}
+        probe = {
+            "pixel_values": (
+                torch.rand(1, config.num_channels, size, size, generator=generator).to(
+                    device, next(runner.parameters()).dtype
+                )
+            )
+        }
     else:
         text = config.get_text_config()
-        probe = {"input_ids": torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, 24), generator=generator).to(device)}
+        probe = {
+            "input_ids": (
+                torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, 24), generator=generator).to(device)
+            )
+        }
     with torch.no_grad():
         if hasattr(runner, "hook_dict"):
             return runner(probe["input_ids"]).float().cpu()

@@ -53,8 +53,14 @@ class Model:
             return f"Model({self.name}, unloaded)"
         parity = self.about.get("parity_max_abs_diff")
         parity_text = "parity not measured" if parity is None else f"parity with Hugging Face {parity:.1e}"
-        size = f"{self.n_layers} layers x {self.n_heads} heads, d_model {self.d_model}, {self.n_parameters / 1e6:.2f} M parameters"
-        return f"Model({self.name}: {self.kind}, {size}, {self.dtype_name} on {self.device}, {self.spec.processing} weights, {parity_text})"
+        size = (
+            f"{self.n_layers} layers x {self.n_heads} heads, d_model {self.d_model}, {self.n_parameters / 1e6:.2f} M"
+            " parameters"
+        )
+        return (
+            f"Model({self.name}: {self.kind}, {size}, {self.dtype_name} on {self.device}, {self.spec.processing}"
+            f" weights, {parity_text})"
+        )
 
     # ---- what it is ----
 
@@ -100,7 +106,9 @@ class Model:
 
     @property
     def is_causal(self) -> bool:
-        return self.kind == "causal-lm" or (self.kind != "image-classifier" and getattr(self.live.cfg, "attention_dir", "causal") == "causal")
+        return self.kind == "causal-lm" or (
+            self.kind != "image-classifier" and getattr(self.live.cfg, "attention_dir", "causal") == "causal"
+        )
 
     @property
     def device(self) -> str:
@@ -128,12 +136,16 @@ class Model:
         """{any hook name of this model: its canonical name}; aliases map to one canonical name each.
 
         TransformerLens's names are mended here where they do not mean what they say: on fused mixtures of experts
-        "mlp_post" is the MLP's output, not its neurons (left out); in post-norm encoders "attn_out" already contains the
-        residual and its norm (pointed at the output projection, and "resid_mid" at the stream that the MLP reads); where
-        attention is Hugging Face's own, "attn_scores" is the pattern over again (left out). Hooks that lie outside the
-        module that is run, such as the unembedding of an encoder without a head, are left out too.
+        "mlp_post" is the MLP's output, not its neurons (left out); in post-norm encoders "attn_out" already contains
+        the residual and its norm (pointed at the output projection, and "resid_mid" at the stream that the MLP reads);
+        where attention is Hugging Face's own, "attn_scores" is the pattern over again (left out). Hooks that lie
+        outside the module that is run, such as the unembedding of an encoder without a head, are left out too.
         """
-        reachable = {id(m) for m in self.runner.modules()} if self.runner is not None and self.runner is not self.bridge else None
+        reachable = (
+            {id(m) for m in self.runner.modules()}
+            if self.runner is not None and self.runner is not self.bridge
+            else None
+        )
         points = {n: p for n, p in self.live.hook_dict.items() if reachable is None or id(p) in reachable}
         known = {name: point.name or name for name, point in points.items()}
         if not self.pattern_is_live:
@@ -149,8 +161,8 @@ class Model:
 
     @cached_property
     def pattern_is_live(self) -> bool:
-        """Whether editing the pattern re-weights the output. Where TransformerLens runs Hugging Face's own attention (OPT,
-        BERT, ViT), the pattern is shown after the fact: it can be read, and editing it would change nothing."""
+        """Whether editing the pattern re-weights the output. Where TransformerLens runs Hugging Face's own attention
+        (OPT, BERT, ViT), the pattern is shown after the fact: it can be read, and editing it would change nothing."""
         attention = self.live.blocks[0].attn
         own = type(attention).forward is not AttentionBridge.forward
         return own or bool(getattr(attention.original_component, "accepts_pattern_fn", False))
@@ -165,7 +177,13 @@ class Model:
 
     def provenance(self) -> dict[str, Any]:
         """What a Result keeps of its model."""
-        known = {"name": self.name, "kind": self.kind, "processing": self.spec.processing, "dtype": self.dtype_name, "device": self.device}
+        known = {
+            "name": self.name,
+            "kind": self.kind,
+            "processing": self.spec.processing,
+            "dtype": self.dtype_name,
+            "device": self.device,
+        }
         return known | self.about
 
     # ---- running it ----
@@ -211,24 +229,31 @@ class Model:
                 )
             mask = None if bool(mask.all()) else mask.to(self.device, torch.long)
         if mask is not None and self._pools and not self.is_causal and not bool(mask[:, 0].all()):
-            raise BadData(f"{self.name} classifies by its first token, and the batch is padded on the left; pad on the right")
+            raise BadData(
+                f"{self.name} classifies by its first token, and the batch is padded on the left; pad on the right"
+            )
         with self.lock, torch.set_grad_enabled(grad), self.hooked(hook_fns):
             try:
                 return self._call(tokens, mask, stop_at_layer, cache)
             except torch.OutOfMemoryError as found:
                 raise NoRoom(
-                    f"{self.name} ran out of memory on {self.device} in a forward of shape {tuple(tokens.shape)}, whose logits alone "
-                    f"are {tokens.numel() * self.d_vocab * self.dtype.itemsize / 1e9:.2f} GB; use a smaller batch_size"
+                    f"{self.name} ran out of memory on {self.device} in a forward of shape {tuple(tokens.shape)}, whose"
+                    f" logits alone are {tokens.numel() * self.d_vocab * self.dtype.itemsize / 1e9:.2f} GB; use a"
+                    " smaller batch_size"
                 ) from found
 
     @contextmanager
     def hooked(self, hook_fns: Sequence[Hook]) -> Iterator[None]:
-        """Attach hooks for the length of a block; hold the lock around it. Names are resolved here, UnknownSite if wrong."""
+        """Attach hooks for the length of a block; hold the lock around it. Names are resolved here, UnknownSite if
+        wrong.
+        """
         named = [(self._canonical(name), fn) for name, fn in hook_fns]
         if not named:  # the bridge takes milliseconds to attach nothing, which counts in a short forward
             yield
             return
-        with self.live.hooks(fwd_hooks=[(name, _in_place(fn) if name in self._norm_inputs else fn) for name, fn in named]):
+        with self.live.hooks(
+            fwd_hooks=[(name, _in_place(fn) if name in self._norm_inputs else fn) for name, fn in named]
+        ):
             yield
 
     @cached_property
@@ -282,15 +307,26 @@ class Model:
     def _refuse_bad_tokens(self, tokens: torch.Tensor) -> None:
         if self.kind == "image-classifier":
             if tokens.ndim != 4:
-                raise BadData(f"{self.name} reads images [batch, channel, height, width], got a tensor of shape {tuple(tokens.shape)}")
+                raise BadData(
+                    f"{self.name} reads images [batch, channel, height, width], got a tensor of shape"
+                    f" {tuple(tokens.shape)}"
+                )
             return
         if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
-            raise BadData(f"{self.name} reads token ids [batch, pos], got {tokens.dtype} of shape {tuple(tokens.shape)}")
+            raise BadData(
+                f"{self.name} reads token ids [batch, pos], got {tokens.dtype} of shape {tuple(tokens.shape)}"
+            )
         top = int(tokens.max())
         if top >= self.d_vocab or int(tokens.min()) < 0:
-            raise BadData(f"token id {top if top >= self.d_vocab else int(tokens.min())} is outside the vocabulary of {self.name}, 0 to {self.d_vocab - 1}")
+            raise BadData(
+                f"token id {top if top >= self.d_vocab else int(tokens.min())} is outside the vocabulary of"
+                f" {self.name}, 0 to {self.d_vocab - 1}"
+            )
         if self.n_ctx and tokens.shape[1] > self.n_ctx:
-            raise BadData(f"{tokens.shape[1]} tokens are more than the context of {self.name} ({self.n_ctx}); shorten the prompt or split it")
+            raise BadData(
+                f"{tokens.shape[1]} tokens are more than the context of {self.name} ({self.n_ctx}); shorten the prompt"
+                " or split it"
+            )
 
     # ---- text ----
 
@@ -312,7 +348,9 @@ class Model:
             raise BadData(f"the tokenizer of {self.name} has no BOS token; pass bos=False or bos=None")
         front = [tokenizer.bos_token_id]
         bare = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        bare = [row[1:] if row[:1] == front else row for row in bare]  # the text may spell its BOS out, as chat templates do
+        bare = [
+            row[1:] if row[:1] == front else row for row in bare
+        ]  # the text may spell its BOS out, as chat templates do
         return [front + row for row in bare] if bos else bare
 
     def to_strings(self, ids: Sequence[int]) -> list[str]:
@@ -328,7 +366,10 @@ class Model:
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
-            raise NoTokenizer(f"{self.name} came without a tokenizer: pass token ids, or load(..., tokenizer=AutoTokenizer.from_pretrained(DIR))")
+            raise NoTokenizer(
+                f"{self.name} came without a tokenizer: pass token ids, or load(...,"
+                " tokenizer=AutoTokenizer.from_pretrained(DIR))"
+            )
         return self.tokenizer
 
     # ---- weights ----
@@ -383,7 +424,9 @@ def _in_place(fn: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Ten
 
 
 def hash_weights(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of a module's parameters; of a sample of each, marked '~', for large models."""
+    """SHA-256 over names, shapes and values of a module's parameters; of a sample of each, marked '~', for large
+    models.
+    """
     sampled = sum(p.numel() for p in module.parameters()) > HASH_ALL_BELOW
     digest = hashlib.sha256()
     for name, tensor in sorted(module.named_parameters(), key=lambda pair: pair[0]):

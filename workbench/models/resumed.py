@@ -1,10 +1,10 @@
 """Forwards that start in the middle: at a chosen block, and only for the positions from a chosen one on.
 
-A patch at (layer, pos) changes nothing before that layer and, in a causal model, nothing before that position. `BaseRun`
-keeps what the unpatched run computed there - the residual stream entering every block, keys and values - and `run`
-goes on from it: each row joins the batch at its own block with its own residual, and the cache gives attention its past,
-so a block's weights are read once for the cells of all layers before it. TransformerLens's `start_at_layer` does not do this: it executes the
-earlier blocks and throws their work away.
+A patch at (layer, pos) changes nothing before that layer and, in a causal model, nothing before that position.
+`BaseRun` keeps what the unpatched run computed there - the residual stream entering every block, keys and values - and
+`run` goes on from it: each row joins the batch at its own block with its own residual, and the cache gives attention
+its past, so a block's weights are read once for the cells of all layers before it. TransformerLens's `start_at_layer`
+does not do this: it executes the earlier blocks and throws their work away.
 Blocks keep their places in the model's list, because some families choose the attention mask by a block's index.
 Cost of `run`: for every row (n_layers - layer) blocks over n_pos - start tokens. Memory of a BaseRun: (n_layers + 2 x
 n_layers x n_kv_heads x d_head / d_model) residual streams of its tokens.
@@ -32,7 +32,9 @@ class _Stage(nn.Module):
 
     def __init__(self, block: nn.Module, entered: int, n: int, residual: torch.Tensor | None):
         super().__init__()
-        self.__dict__.update(_block=block, _entered=entered, _n=n, _residual=residual)  # not a submodule: it must not be found twice
+        self.__dict__.update(
+            _block=block, _entered=entered, _n=n, _residual=residual
+        )  # not a submodule: it must not be found twice
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         block, entered, n, residual = (self.__dict__[key] for key in ("_block", "_entered", "_n", "_residual"))
@@ -40,7 +42,9 @@ class _Stage(nn.Module):
             return hidden_states
         rows = len(hidden_states)
         parts = [hidden_states[:entered], *([] if residual is None else [residual])]
-        active = torch.cat(parts) if entered and residual is not None else parts[-1] if residual is not None else parts[0]
+        active = (
+            torch.cat(parts) if entered and residual is not None else parts[-1] if residual is not None else parts[0]
+        )
         if n < rows:
             args, kwargs = _first_rows(args, rows, n), _first_rows(kwargs, rows, n)
         out = block(active, *args, **kwargs)
@@ -104,14 +108,14 @@ class BaseRun:
         """Go on from block `layer` and position `start`.
 
         Args:
-            layer: first block that is executed, for all rows or for each; then in increasing order. Rows that enter later
-                join the batch at their block, so one forward serves a whole sweep over layers.
+            layer: first block that is executed, for all rows or for each; then in increasing order. Rows that enter
+                later join the batch at their block, so one forward serves a whole sweep over layers.
             start: first position that is computed.
             example: [row] which example each row is; examples may repeat.
             residual: (layer, rows) -> [row, pos - start, d_model] entering that block; the unpatched one if not given.
             hook_fns: on blocks that run; their tensors have the rows that have entered, and positions from `start` on.
-            read: positions (absolute, from `start` on) whose logits are wanted; all from `start` if not given. No others
-                reach the unembedding.
+            read: positions (absolute, from `start` on) whose logits are wanted; all from `start` if not given. No
+                others reach the unembedding.
 
         Returns:
             [row, read_pos, d_vocab] logits.
@@ -120,12 +124,18 @@ class BaseRun:
         entry = [layer] * len(example) if isinstance(layer, int) else list(layer)
         if entry != sorted(entry) or len(entry) != len(example):
             raise ValueError("rows must be sorted by the block they enter at, one block a row")
-        bounds = [bisect_left(entry, block) for block in range(model.n_layers + 1)]  # rows bounds[k]:bounds[k + 1] enter at block k
+        bounds = [
+            bisect_left(entry, block) for block in range(model.n_layers + 1)
+        ]  # rows bounds[k]:bounds[k + 1] enter at block k
         fns = list(hook_fns)
         if read is not None:
             wanted = [p - start for p in read]
             fns.append(("unembed.hook_in", lambda tensor, hook: tensor[:, wanted]))
-        given = {"past_key_values": self._cache(example, start, bounds), "use_cache": True} if start else {"use_cache": False}
+        given = (
+            {"past_key_values": self._cache(example, start, bounds), "use_cache": True}
+            if start
+            else {"use_cache": False}
+        )
 
         def entering(block: int) -> torch.Tensor | None:
             rows = slice(bounds[block], bounds[block + 1])
@@ -136,7 +146,9 @@ class BaseRun:
         with model.lock, torch.no_grad():
             originals = list(self.blocks)
             handles: list[Any] = []
-            if read is not None and not any(model.hook_names[name].startswith(f"blocks.{model.n_layers - 1}.mlp") for name, _ in hook_fns):
+            if read is not None and not any(
+                model.hook_names[name].startswith(f"blocks.{model.n_layers - 1}.mlp") for name, _ in hook_fns
+            ):
                 handles = _only_there(model, [p - start for p in read])
             try:
                 for block, original in enumerate(originals):
@@ -150,8 +162,8 @@ class BaseRun:
                     self.blocks[block] = original
 
     def _cache(self, example: torch.Tensor, start: int, bounds: list[int]) -> DynamicCache:
-        """Keys and values of the positions before `start`, in each layer for the rows that have entered by then (one, where
-        none has: the cache's length is read off the first layer)."""
+        """Keys and values of the positions before `start`, in each layer for the rows that have entered by then (one,
+        where none has: the cache's length is read off the first layer)."""
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self.keys_values):
             rows = example[: max(1, bounds[layer + 1])]
@@ -162,8 +174,8 @@ class BaseRun:
 def _only_there(model: Model, wanted: list[int]) -> list[Any]:
     """Hooks by which the last block's MLP, two thirds of its work, computes the wanted positions only.
 
-    An MLP works on each position by itself, and after the last block no other position is read. The rest are left at zero.
-    Architectures without an MLP module of its own simply never call these.
+    An MLP works on each position by itself, and after the last block no other position is read. The rest are left at
+    zero. Architectures without an MLP module of its own simply never call these.
     """
     mlp: Any = getattr(model.live.blocks[model.n_layers - 1], "mlp", None)
     if mlp is None or model.kind != "causal-lm":
@@ -189,7 +201,9 @@ def _block_list(model: Model) -> nn.ModuleList:
         raise UnsupportedModel(f"{model.name} has no single stack of blocks, so a forward cannot start in its middle")
     found = model.live.original_model.get_submodule(mapping["blocks"].name)
     if not isinstance(found, nn.ModuleList):
-        raise UnsupportedModel(f"the blocks of {model.name} are a {type(found).__name__} and not a list that can be stood in for")
+        raise UnsupportedModel(
+            f"the blocks of {model.name} are a {type(found).__name__} and not a list that can be stood in for"
+        )
     return found
 
 
@@ -197,9 +211,14 @@ def _read_cache(cache: Any, model: Model, n_pos: int) -> list[tuple[torch.Tensor
     """Keys and values [example, kv_head, pos, d_head] per layer, complete, or UnsupportedModel."""
     layers = getattr(cache, "layers", None)
     if layers is None or len(layers) != model.n_layers:
-        raise UnsupportedModel(f"{model.name} keeps its past in a {type(cache).__name__}, not in keys and values per layer")
+        raise UnsupportedModel(
+            f"{model.name} keeps its past in a {type(cache).__name__}, not in keys and values per layer"
+        )
     pairs = [(getattr(entry, "keys", None), getattr(entry, "values", None)) for entry in layers]
     whole = [(k, v) for k, v in pairs if k is not None and v is not None and k.shape[-2] == n_pos == v.shape[-2]]
     if len(whole) != model.n_layers:
-        raise UnsupportedModel(f"{model.name} does not keep the keys and values of all {n_pos} positions in every layer (a sliding window, or another kind of layer)")
+        raise UnsupportedModel(
+            f"{model.name} does not keep the keys and values of all {n_pos} positions in every layer (a sliding window,"
+            " or another kind of layer)"
+        )
     return whole

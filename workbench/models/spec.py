@@ -19,6 +19,12 @@ class ModelSpec(Spec):
     device_map: str | None = param(None, "accelerate's placement over several devices: auto, balanced, sequential")
     n_devices: int | None = param(None, "spread over this many GPUs", ge=1)
     max_memory: tuple[str, ...] = param((), "most memory per device for placement, as 0=20GiB, cpu=60GiB")
-    processing: str = param("raw", "raw: weights as Hugging Face has them; folded: TransformerLens compatibility mode", choices=("raw", "folded"))
-    untrained_seed: int | None = param(None, "if given, the checkpoint's config with random weights of this seed: the untrained twin", ge=0)
+    processing: str = param(
+        "raw",
+        "raw: weights as Hugging Face has them; folded: TransformerLens compatibility mode",
+        choices=("raw", "folded"),
+    )
+    untrained_seed: int | None = param(
+        None, "if given, the checkpoint's config with random weights of this seed: the untrained twin", ge=0
+    )
     trust_remote_code: bool = param(False, "run Python that comes with the checkpoint; only for sources you trust")

@@ -34,7 +34,10 @@ def _measure(model: Model, language: BigramBackcopy) -> Mapping[str, float]:
     tokens = language.sample(EVAL_N, LENGTH, np.random.default_rng(EVAL_SEED))
     awft: list[torch.Tensor] = []
     logits = observe(
-        model, torch.from_numpy(tokens), ("pattern",), lambda layer, acts: awft.append(head_scores.awft(acts["pattern"]).mean(0))
+        model,
+        torch.from_numpy(tokens),
+        ("pattern",),
+        lambda layer, acts: awft.append(head_scores.awft(acts["pattern"]).mean(0)),
     )
     right = logits[:, :-1].argmax(-1).numpy() == tokens[:, 1:]
     at_trigger, counted = is_trigger(tokens[:, :-1]), language.predictable(tokens)
@@ -52,10 +55,17 @@ def _claim(text: str, key: str, relation: str, threshold: float, threshold_from:
     return Claim(text, "organism", lambda m: m[key], relation, threshold, threshold_from)  # type: ignore[arg-type]
 
 
-_LEARNED = _claim("the word after a trigger is predicted", "trigger_accuracy", ">=", 0.99, "the task is deterministic at triggers; margin for ties")
+_LEARNED = _claim(
+    "the word after a trigger is predicted",
+    "trigger_accuracy",
+    ">=",
+    0.99,
+    "the task is deterministic at triggers; margin for ties",
+)
 _LIMITS = (
-    "It says nothing about why large models grow sinks, only that a model with idle heads does so here too. Three layers and a fixed "
-    "sentence length leave no room for massive activations or for sinks on later tokens, and its words carry no meaning."
+    "It says nothing about why large models grow sinks, only that a model with idle heads does so here too. Three"
+    " layers and a fixed sentence length leave no room for massive activations or for sinks on later tokens, and its"
+    " words carry no meaning."
 )
 
 ORGANISMS = {
@@ -65,30 +75,43 @@ ORGANISMS = {
             name="attention-sink",
             paper="attention_sinks",
             summary=(
-                "A causal language model (GPT-NeoX, 3 blocks x 8 heads, d_model 64, parallel residual) trained on the bigram-backcopy language "
-                "with <bos>. Heads copy the word before a trigger word and have no work elsewhere; there they attend to <bos>."
+                "A causal language model (GPT-NeoX, 3 blocks x 8 heads, d_model 64, parallel residual) trained on the"
+                " bigram-backcopy language with <bos>. Heads copy the word before a trigger word and have no work"
+                " elsewhere; there they attend to <bos>."
             ),
             limits=_LIMITS,
             make=lambda progress: _make(BigramBackcopy(), TrainSpec(), progress),
             measure=lambda model: _measure(model, BigramBackcopy()),
             declared=(
                 _LEARNED,
-                _claim("some head gives <bos> more than half of its attention on average", "largest_first_token_weight", ">", 0.5, "paper card"),
+                _claim(
+                    "some head gives <bos> more than half of its attention on average",
+                    "largest_first_token_weight",
+                    ">",
+                    0.5,
+                    "paper card",
+                ),
             ),
         ),
         Organism(
             name="attention-sink-nobos",
             paper="attention_sinks",
             summary=(
-                "The twin of attention-sink without <bos>: same architecture, seed, steps and word chain, but sequences open with an ordinary "
-                "word. It learns the task equally well and has no token to rest on."
+                "The twin of attention-sink without <bos>: same architecture, seed, steps and word chain, but sequences"
+                " open with an ordinary word. It learns the task equally well and has no token to rest on."
             ),
             limits=_LIMITS,
             make=lambda progress: _make(BigramBackcopy(with_bos=False), TrainSpec(), progress),
             measure=lambda model: _measure(model, BigramBackcopy(with_bos=False)),
             declared=(
                 _LEARNED,
-                _claim("no head gives the first token much more than uniform attention would", "largest_over_uniform", "<", 3.0, "pilot with 2 x 4 heads, seed 0 (1.3 there), with margin"),
+                _claim(
+                    "no head gives the first token much more than uniform attention would",
+                    "largest_over_uniform",
+                    "<",
+                    3.0,
+                    "pilot with 2 x 4 heads, seed 0 (1.3 there), with margin",
+                ),
             ),
         ),
     )

@@ -1,7 +1,9 @@
-"""Organism of the circuit primitives: induction in two layers, a circuit whose shape is known before any tool looks for it.
+"""Organism of the circuit primitives: induction in two layers, a circuit whose shape is known before any tool looks for
+it.
 
-GPT-NeoX blocks with serial residual, two layers of four heads, trained on random phrases said again. Used as ground truth:
-sweeps, attribution and path patching must find a previous-token head in layer 0 and an induction head in layer 1.
+GPT-NeoX blocks with serial residual, two layers of four heads, trained on random phrases said again. Used as ground
+truth: sweeps, attribution and path patching must find a previous-token head in layer 0 and an induction head in layer
+1.
 Cost: under a minute on one core.
 """
 
@@ -24,7 +26,13 @@ EVAL_SEED, EVAL_N, LENGTH = 99, 100, 64
 
 
 def _make(spec: TrainSpec, progress: Progress) -> Built:
-    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "use_parallel_residual": False, "rotary_pct": 0.5}
+    shape = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "use_parallel_residual": False,
+        "rotary_pct": 0.5,
+    }
     return word_neox(RepeatedWords(), spec, shape, LENGTH, progress)
 
 
@@ -35,8 +43,8 @@ def head_roles(model: Model, tokens: np.ndarray) -> dict[str, np.ndarray]:
         tokens: [n, pos] sequences of RepeatedWords.
 
     Returns:
-        "previous": [layer, head] attention to the word before, over all words; "induction": [layer, head] attention to the
-        place after the last time the current word was said, over the words that were said before. Both in [0, 1].
+        "previous": [layer, head] attention to the word before, over all words; "induction": [layer, head] attention to
+        the place after the last time the current word was said, over the words that were said before. Both in [0, 1].
     """
     after_match = np.full(tokens.shape, -1)
     for row, words in enumerate(tokens):
@@ -62,7 +70,11 @@ def _measure(model: Model) -> Mapping[str, float]:
     tokens = language.sample(EVAL_N, LENGTH, np.random.default_rng(EVAL_SEED))
     right = model.forward(torch.from_numpy(tokens))[:, :-1].argmax(-1).cpu().numpy() == tokens[:, 1:]
     counted, roles = language.predictable(tokens), head_roles(model, tokens)
-    return {"accuracy": float(right[counted].mean()), "previous": float(roles["previous"][0].max()), "induction": float(roles["induction"][1].max())}
+    return {
+        "accuracy": float(right[counted].mean()),
+        "previous": float(roles["previous"][0].max()),
+        "induction": float(roles["induction"][1].max()),
+    }
 
 
 def _claim(text: str, key: str, threshold: float, threshold_from: str) -> Claim:
@@ -74,16 +86,32 @@ ORGANISMS = {
         name="induction",
         paper="(circuit primitives)",
         summary=(
-            "A causal language model (GPT-NeoX, 2 blocks x 4 heads, d_model 64, serial residual) trained on random phrases said again. It predicts every "
-            "repeated word by induction, the two-layer circuit of Olsson et al. 2022."
+            "A causal language model (GPT-NeoX, 2 blocks x 4 heads, d_model 64, serial residual) trained on random"
+            " phrases said again. It predicts every repeated word by induction, the two-layer circuit of Olsson et al."
+            " 2022."
         ),
-        limits="Words are drawn without meaning and phrases repeat exactly, so it says nothing about fuzzy or semantic induction.",
+        limits=(
+            "Words are drawn without meaning and phrases repeat exactly, so it says nothing about fuzzy or semantic"
+            " induction."
+        ),
         make=lambda progress: _make(TrainSpec(steps=1500), progress),
         measure=_measure,
         declared=(
-            _claim("repeated words are predicted", "accuracy", 0.99, "the task is deterministic there; margin for ties"),
-            _claim("some head of layer 0 attends to the word before", "previous", 0.4, "half of a perfect head, rounded down; set before the first build"),
-            _claim("some head of layer 1 attends to the place after an earlier copy", "induction", 0.4, "half of a perfect head, rounded down; set before the first build"),
+            _claim(
+                "repeated words are predicted", "accuracy", 0.99, "the task is deterministic there; margin for ties"
+            ),
+            _claim(
+                "some head of layer 0 attends to the word before",
+                "previous",
+                0.4,
+                "half of a perfect head, rounded down; set before the first build",
+            ),
+            _claim(
+                "some head of layer 1 attends to the place after an earlier copy",
+                "induction",
+                0.4,
+                "half of a perfect head, rounded down; set before the first build",
+            ),
         ),
     )
 }

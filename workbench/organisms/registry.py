@@ -113,10 +113,14 @@ def _card(entry: Organism, built: Built, table: ClaimsTable) -> str:
     """The organism's README, from what was just trained and measured."""
     n_parameters = sum(p.numel() for p in built.module.parameters())
     dtype = str(next(built.module.parameters()).dtype).removeprefix("torch.")
-    curve = built.log.iloc[[i for i in range(len(built.log)) if i % max(1, len(built.log) // 8) == 0] + [len(built.log) - 1]]
+    curve = built.log.iloc[
+        [i for i in range(len(built.log)) if i % max(1, len(built.log) // 8) == 0] + [len(built.log) - 1]
+    ]
     curve_rows = "\n".join(f"| {int(r.step)} | {r.loss:.3f} |" for r in curve.drop_duplicates("step").itertuples())
     behaviour = "\n".join(
-        f"| {r['text']} | {'-' if r['measured'] is None else format(float(r['measured']), '.3g')} | `{r['expected']}` | {r['verdict']} |" for r in table.rows()
+        f"| {r['text']} | {'-' if r['measured'] is None else format(float(r['measured']), '.3g')} | `{r['expected']}` |"
+        f" {r['verdict']} |"
+        for r in table.rows()
     )
     return f"""# {entry.name}
 

@@ -8,7 +8,9 @@ from transformers import PreTrainedTokenizerFast
 from workbench.datasets import world
 
 
-def word_tokenizer(vocabulary: Sequence[str], *, add_bos: bool, chat_template: str | None = None, eos: str | None = None) -> PreTrainedTokenizerFast:
+def word_tokenizer(
+    vocabulary: Sequence[str], *, add_bos: bool, chat_template: str | None = None, eos: str | None = None
+) -> PreTrainedTokenizerFast:
     """A tokenizer whose ids are the places of the words in `vocabulary`.
 
     Args:
@@ -21,8 +23,12 @@ def word_tokenizer(vocabulary: Sequence[str], *, add_bos: bool, chat_template: s
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if add_bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", ids["<bos>"])])
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>", eos_token=eos)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", ids["<bos>"])]
+        )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>", unk_token="<unk>", eos_token=eos
+    )
     if chat_template:
         wrapped.chat_template = chat_template
     return wrapped

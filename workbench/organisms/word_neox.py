@@ -1,4 +1,6 @@
-"""A small GPT-NeoX of words, width 64, trained on an artificial language: what the organisms of attention sinks and of induction are."""
+"""A small GPT-NeoX of words, width 64, trained on an artificial language: what the organisms of attention sinks and
+of induction are.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,12 +18,39 @@ from .registry import Built
 from .tokenizer import word_tokenizer
 
 
-def word_neox(language: BigramBackcopy | RepeatedWords, spec: TrainSpec, shape: Mapping[str, Any], length: int, progress: Progress, *, with_bos: bool = True) -> Built:
-    """Train one. shape: layers, heads, MLP width and kind of residual, as GPTNeoXConfig calls them. length: longest sequence."""
-    special = {"bos_token_id": VOCABULARY.index("<bos>"), "eos_token_id": None, "pad_token_id": VOCABULARY.index("<pad>")}
-    config = GPTNeoXConfig(vocab_size=len(VOCABULARY), hidden_size=64, max_position_embeddings=length, initializer_range=0.02, tie_word_embeddings=False, **special, **shape)
+def word_neox(
+    language: BigramBackcopy | RepeatedWords,
+    spec: TrainSpec,
+    shape: Mapping[str, Any],
+    length: int,
+    progress: Progress,
+    *,
+    with_bos: bool = True,
+) -> Built:
+    """Train one. shape: layers, heads, MLP width and kind of residual, as GPTNeoXConfig calls them. length: longest
+    sequence.
+    """
+    special = {
+        "bos_token_id": VOCABULARY.index("<bos>"),
+        "eos_token_id": None,
+        "pad_token_id": VOCABULARY.index("<pad>"),
+    }
+    config = GPTNeoXConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        max_position_embeddings=length,
+        initializer_range=0.02,
+        tie_word_embeddings=False,
+        **special,
+        **shape,
+    )
     torch.manual_seed(spec.seed)
     module = GPTNeoXForCausalLM(config)
     log = train(module, language.sample, spec, skip=1 if with_bos else 0, progress=progress)
-    recipe = {"language": dataclasses.asdict(language), "training": spec.to_dict(), "threads": 1, "torch": torch.__version__}
+    recipe = {
+        "language": dataclasses.asdict(language),
+        "training": spec.to_dict(),
+        "threads": 1,
+        "torch": torch.__version__,
+    }
     return Built(module, word_tokenizer(VOCABULARY, add_bos=with_bos), log, recipe)

@@ -1,7 +1,7 @@
 """Panels: ipywidgets made of three parts - state (traitlets), compute (injected) and view (pure).
 
-`workbench.panels.Lens(model)` in a cell shows one. Nothing is computed when a panel is made; every panel also has a plain
-function behind it that works in a script, a `table()`, and `save("x.html")`.
+`workbench.panels.Lens(model)` in a cell shows one. Nothing is computed when a panel is made; every panel also has a
+plain function behind it that works in a script, a `table()`, and `save("x.html")`.
 """
 
 from workbench.core.lazy import lazy

@@ -1,8 +1,10 @@
-"""Ablation panel: choose heads, neurons, norms or layers on a map or by a threshold, take them out, and see what the metric does.
+"""Ablation panel: choose heads, neurons, norms or layers on a map or by a threshold, take them out, and see what the
+metric does.
 
-Plain functions behind it: `primitives.replace.ablation_scores.score_units`, `primitives.replace.ablation_curves.ablate_set` and
-`ablation_curve` on a `primitives.replace.ablation_bench.Bench`; figures and tables: views/ablation. Heavy work only on Score,
-Ablate chosen and Curve; clicks and the threshold only choose.
+Plain functions behind it: `primitives.replace.ablation_scores.score_units`,
+`primitives.replace.ablation_curves.ablate_set` and `ablation_curve` on a `primitives.replace.ablation_bench.Bench`;
+figures and tables: views/ablation. Heavy work only on Score, Ablate chosen and Curve; clicks and the threshold only
+choose.
 """
 
 import html
@@ -32,9 +34,11 @@ GIVEN = "given"
 
 
 class AblationState(PanelState):
-    """prompts, answers, others: one a line. score: what orders the units, "given" for the caller's own. side: which end goes first.
+    """prompts, answers, others: one a line. score: what orders the units, "given" for the caller's own. side: which end
+    goes first.
 
-    chosen: [layer, unit] pairs. scores: a Result with `score`, or None. measured: the chosen set's Result; `result` is the curve's.
+    chosen: [layer, unit] pairs. scores: a Result with `score`, or None. measured: the chosen set's Result; `result` is
+    the curve's.
     """
 
     prompts = traitlets.Unicode()
@@ -57,21 +61,36 @@ class Ablation(Panel):
     """`panels.Ablation(model, prompts)` in a cell; click units or move the threshold, then Ablate chosen, or Curve.
 
     Args:
-        prompts: texts, or one text with a prompt a line. answers, others: a word for each, for the metrics that read them.
+        prompts: texts, or one text with a prompt a line. answers, others: a word for each, for the metrics that read
+            them.
         scores: [layer, unit] numbers of the caller's own for units of `kind`, or a DataArray with long_name and unit.
     """
 
     title = "Ablation"
 
     def __init__(
-        self, model: Model, prompts: str | Sequence[str] = "", answers: Sequence[str] = (), others: Sequence[str] = (), *, kind: str = "heads",
-        scores: xr.DataArray | np.ndarray | None = None, state: AblationState | None = None, score: Callable[..., Result] = scoring.score_units,
-        ablate: Callable[..., Result] = curves.ablate_set, curve: Callable[..., Result] = curves.ablation_curve,
-    ):  # fmt: skip
+        self,
+        model: Model,
+        prompts: str | Sequence[str] = "",
+        answers: Sequence[str] = (),
+        others: Sequence[str] = (),
+        *,
+        kind: str = "heads",
+        scores: xr.DataArray | np.ndarray | None = None,
+        state: AblationState | None = None,
+        score: Callable[..., Result] = scoring.score_units,
+        ablate: Callable[..., Result] = curves.ablate_set,
+        curve: Callable[..., Result] = curves.ablation_curve,
+    ):
         self.state: AblationState
         text = prompts if isinstance(prompts, str) else "\n".join(prompts)
         metric = "logit_diff" if others else "loss" if answers else "next_token_loss"
-        super().__init__(state or AblationState(prompts=text, answers="\n".join(answers), others="\n".join(others), metric=metric, kind=kind))
+        super().__init__(
+            state
+            or AblationState(
+                prompts=text, answers="\n".join(answers), others="\n".join(others), metric=metric, kind=kind
+            )
+        )
         self.model, self._score, self._ablate, self._curve = model, score, ablate, curve
         self._given = None if scores is None else self._own(scores, kind)
         self._bench: tuple[tuple, Bench] | None = None
@@ -88,20 +107,56 @@ class Ablation(Panel):
         self.state.observe(lambda _: self.attempt(self._reset_threshold), names=["side"])
         self.state.observe(lambda _: self.attempt(self._draw_chosen), names=["chosen"])
         self.state.observe(lambda _: self.attempt(self._draw), names=["result", "measured"])
-        self.state.observe(lambda _: self.attempt(self._draw_effect), names=["prompts", "answers", "others", "metric", "value", "kind", "seed"])
+        self.state.observe(
+            lambda _: self.attempt(self._draw_effect),
+            names=["prompts", "answers", "others", "metric", "value", "kind", "seed"],
+        )
         texts = row(self.prompts, self.answers, self.others)
-        controls = widgets.VBox([texts, row(self.kind, self.value, self.metric), row(self.score, self.side, self.n_random, self.seed), row(self.find, self.start, self.sweep)])
+        controls = widgets.VBox(
+            [
+                texts,
+                row(self.kind, self.value, self.metric),
+                row(self.score, self.side, self.n_random, self.seed),
+                row(self.find, self.start, self.sweep),
+            ]
+        )
         self.frame(controls, row(self.threshold, self.clear, self.counts), self.grid, self.effect, self.drawing)
         self.attempt(self._new_kind)
 
     def _controls(self) -> None:
         area = {"rows": 4, "continuous_update": False}
         self.prompts = labelled(widgets.Textarea, "Prompts", "One prompt a line", "470px", **area)
-        self.answers = labelled(widgets.Textarea, "Answers", "One token a line, for the metrics of an answer; a space in front counts", "210px", **area)
-        self.others = labelled(widgets.Textarea, "Other answers", "One token a line, for the logit difference", "240px", **area)
-        self.kind = labelled(widgets.Dropdown, "Units", "What is taken out", "270px", options=[(text, key) for key, text in KINDS.items()])
-        self.value = labelled(widgets.Dropdown, "Put in", "What stands in the unit's place", "290px", options=[(text, key) for key, text in VALUES.items()])
-        self.metric = labelled(widgets.Dropdown, "Metric", "What is measured", "340px", options=[(text, key) for key, text in METRICS.items()])
+        self.answers = labelled(
+            widgets.Textarea,
+            "Answers",
+            "One token a line, for the metrics of an answer; a space in front counts",
+            "210px",
+            **area,
+        )
+        self.others = labelled(
+            widgets.Textarea, "Other answers", "One token a line, for the logit difference", "240px", **area
+        )
+        self.kind = labelled(
+            widgets.Dropdown,
+            "Units",
+            "What is taken out",
+            "270px",
+            options=[(text, key) for key, text in KINDS.items()],
+        )
+        self.value = labelled(
+            widgets.Dropdown,
+            "Put in",
+            "What stands in the unit's place",
+            "290px",
+            options=[(text, key) for key, text in VALUES.items()],
+        )
+        self.metric = labelled(
+            widgets.Dropdown,
+            "Metric",
+            "What is measured",
+            "340px",
+            options=[(text, key) for key, text in METRICS.items()],
+        )
         self.score = labelled(
             widgets.Dropdown,
             "Score",
@@ -109,9 +164,24 @@ class Ablation(Panel):
             "420px",
             options=[(text, key) for key, text in self._scores_of(self.state.kind).items()],
         )
-        self.side = labelled(widgets.Dropdown, "First to go", "Which end of the score", "230px", options=[("lowest score", "low"), ("highest score", "high")])
-        self.n_random = labelled(widgets.BoundedIntText, "Random draws", "Random sets of each size, for the band", "170px", min=0, max=100)
-        self.seed = labelled(widgets.BoundedIntText, "Seed", "Draws the random sets and the pairs for resampling", "130px", min=0, max=2**31 - 1)
+        self.side = labelled(
+            widgets.Dropdown,
+            "First to go",
+            "Which end of the score",
+            "230px",
+            options=[("lowest score", "low"), ("highest score", "high")],
+        )
+        self.n_random = labelled(
+            widgets.BoundedIntText, "Random draws", "Random sets of each size, for the band", "170px", min=0, max=100
+        )
+        self.seed = labelled(
+            widgets.BoundedIntText,
+            "Seed",
+            "Draws the random sets and the pairs for resampling",
+            "130px",
+            min=0,
+            max=2**31 - 1,
+        )
         self.threshold = labelled(
             widgets.FloatSlider,
             "Threshold",
@@ -125,11 +195,35 @@ class Ablation(Panel):
         )
         self.clear = widgets.Button(description="Choose none", tooltip="Empty the choice")
         self.find = widgets.Button(description="Score", tooltip="Compute the score of every unit on these prompts")
-        self.start = widgets.Button(description="Ablate chosen", button_style="primary", tooltip="Run the prompts without the chosen units, and without as many random ones")
-        self.sweep = widgets.Button(description="Curve", tooltip="Ablate more and more units in the order of the score; after Cancel it goes on where it stopped")
-        names = ("prompts", "answers", "others", "metric", "kind", "value", "score", "side", "n_random", "seed", "threshold")
+        self.start = widgets.Button(
+            description="Ablate chosen",
+            button_style="primary",
+            tooltip="Run the prompts without the chosen units, and without as many random ones",
+        )
+        self.sweep = widgets.Button(
+            description="Curve",
+            tooltip="Ablate more and more units in the order of the score; after Cancel it goes on where it stopped",
+        )
+        names = (
+            "prompts",
+            "answers",
+            "others",
+            "metric",
+            "kind",
+            "value",
+            "score",
+            "side",
+            "n_random",
+            "seed",
+            "threshold",
+        )
         link(self.state, **{name: getattr(self, name) for name in names})
-        for button, act in ((self.clear, self.choose_none), (self.find, self.score_units), (self.start, self.ablate_chosen), (self.sweep, self.run)):
+        for button, act in (
+            (self.clear, self.choose_none),
+            (self.find, self.score_units),
+            (self.start, self.ablate_chosen),
+            (self.sweep, self.run),
+        ):
             button.on_click(lambda _, act=act: self.attempt(act))
 
     def _own(self, scores: xr.DataArray | np.ndarray, kind: str) -> Result:
@@ -137,7 +231,13 @@ class Ablation(Panel):
         values = np.asarray(scores, float)
         labels = [str(i) for i in range(values.shape[-1])] if kind == "neurons" else unit_labels(self.model, kind)
         attrs = scores.attrs if isinstance(scores, xr.DataArray) else {}
-        found = scoring.unit_map((self.model.n_layers, len(labels)), labels, values, attrs.get("long_name", "Given score"), attrs.get("unit", "as given"))
+        found = scoring.unit_map(
+            (self.model.n_layers, len(labels)),
+            labels,
+            values,
+            attrs.get("long_name", "Given score"),
+            attrs.get("unit", "as given"),
+        )
         return scoring.scored(self.model, found, {"by": GIVEN, "kind": kind})
 
     def _scores_of(self, kind: str) -> dict[str, str]:
@@ -148,7 +248,9 @@ class Ablation(Panel):
     # ---- the question ----
 
     def _bench_of(self, settings: tuple) -> Bench:
-        """The bench of what the controls said; kept until they say something else. Runs forwards: for the worker thread."""
+        """The bench of what the controls said; kept until they say something else. Runs forwards: for the worker
+        thread.
+        """
         if self._bench is None or self._bench[0] != settings:
             prompts, answers, others, metric, kind, value, seed = settings
             texts = [line for line in prompts.splitlines() if line.strip()]
@@ -180,7 +282,9 @@ class Ablation(Panel):
         wanted = GIVEN if own is not None else s.score if s.score in options else "size"
         self.score.options = [(text, key) for key, text in options.items()]
         s.score = wanted
-        self._labels = [] if s.kind == "neurons" else unit_labels(self.model, s.kind)  # how many neurons there are is known once scored
+        self._labels = (
+            [] if s.kind == "neurons" else unit_labels(self.model, s.kind)
+        )  # how many neurons there are is known once scored
         self._shape = (self.model.n_layers, len(self._labels))
         with s.hold_trait_notifications():
             s.measured, s.chosen, s.scores = None, [], own
@@ -189,7 +293,9 @@ class Ablation(Panel):
     def score_units(self) -> "Ablation":
         """Compute the score that is chosen, for every unit, in the worker thread."""
         by, settings = self.state.score, self._settings()
-        self.work(lambda progress: self._found(by, settings, progress), lambda result: self._take_scores(result, settings))
+        self.work(
+            lambda progress: self._found(by, settings, progress), lambda result: self._take_scores(result, settings)
+        )
         return self
 
     def _found(self, by: str, settings: tuple, progress: Progress) -> Result:
@@ -201,14 +307,22 @@ class Ablation(Panel):
         self._settings_of["scores"] = settings
         self.state.scores = result
         if result.partial:
-            self.state.notice = f"cancelled: {int(result.data['score'].isnull().sum())} of {result.data['score'].size} units have no score, and are not ablated by it"
+            self.state.notice = (
+                f"cancelled: {int(result.data['score'].isnull().sum())} of {result.data['score'].size} units have no"
+                " score, and are not ablated by it"
+            )
 
     def _new_scores(self) -> None:
         """Draw the map of the scores, or an empty one to click where there are none."""
         scores = self.state.scores
         self.threshold.disabled = scores is None
         if scores is None:
-            score = xr.DataArray(np.full(self._shape, np.nan), dims=("layer", "unit"), coords={"unit": self._labels}, attrs={"long_name": "No score yet", "unit": ""})
+            score = xr.DataArray(
+                np.full(self._shape, np.nan),
+                dims=("layer", "unit"),
+                coords={"unit": self._labels},
+                attrs={"long_name": "No score yet", "unit": ""},
+            )
         else:
             score = scores.data["score"]
             self._shape, self._labels = score.shape, [str(u) for u in score["unit"].values]
@@ -273,9 +387,13 @@ class Ablation(Panel):
     def _draw_chosen(self) -> None:
         """Crosses on the map, and how many there are; what was measured of another choice is no longer shown."""
         mask = self._mask()
-        self.grid.marked = sorted({(int(layer), int(unit) // self._step) for layer, unit in np.argwhere(mask)}) if mask.size else []
+        self.grid.marked = (
+            sorted({(int(layer), int(unit) // self._step) for layer, unit in np.argwhere(mask)}) if mask.size else []
+        )
         n = int(mask.sum())
-        self.counts.value = f"<b>{n} of {mask.size}</b> {html.escape(views.UNITS[self.state.kind])} chosen" + (f" ({n / mask.size:.0%})" if mask.size else "; Score shows them")
+        self.counts.value = f"<b>{n} of {mask.size}</b> {html.escape(views.UNITS[self.state.kind])} chosen" + (
+            f" ({n / mask.size:.0%})" if mask.size else "; Score shows them"
+        )
         if self.state.measured is not None and not np.array_equal(self.state.measured.data["score"].values > 0, mask):
             self.state.measured = None
 
@@ -293,14 +411,25 @@ class Ablation(Panel):
             self.state.measured = result
             self._tell(result, "the set and its random sets are not all measured")
 
-        self.work(lambda progress: self._ablate(self._bench_of(settings), mask, n_random=n_random, seed=seed, progress=progress), take)
+        self.work(
+            lambda progress: self._ablate(
+                self._bench_of(settings), mask, n_random=n_random, seed=seed, progress=progress
+            ),
+            take,
+        )
         return self
 
     def run(self) -> "Ablation":
-        """Measure the curve of the score that is shown, scoring first where there is none, in the worker thread. A partial curve is finished."""
+        """Measure the curve of the score that is shown, scoring first where there is none, in the worker thread. A
+        partial curve is finished.
+        """
         s, settings = self.state, self._settings()
         by, side, n_random, seed, scores = s.score, s.side, s.n_random, s.seed, s.scores
-        is_current = scores is not None and scores.spec.get("by") == by and (by == GIVEN or self._settings_of.get("scores") == settings)
+        is_current = (
+            scores is not None
+            and scores.spec.get("by") == by
+            and (by == GIVEN or self._settings_of.get("scores") == settings)
+        )
 
         def compute(progress: Progress) -> tuple[Result, Result | None]:
             found = scores if is_current and scores is not None else self._found(by, settings, progress)
@@ -308,7 +437,15 @@ class Ablation(Panel):
                 return found, None
             key = (settings, side, n_random, found.data["score"].values.tobytes())
             partial = self._partial[1] if self._partial is not None and self._partial[0] == key else None
-            result = self._curve(self._bench_of(settings), found.data["score"], side=side, n_random=n_random, seed=seed, progress=progress, resume=partial)
+            result = self._curve(
+                self._bench_of(settings),
+                found.data["score"],
+                side=side,
+                n_random=n_random,
+                seed=seed,
+                progress=progress,
+                resume=partial,
+            )
             self._partial = (key, result) if result.partial else None
             return found, result
 
@@ -325,7 +462,10 @@ class Ablation(Panel):
         return self
 
     def _tell(self, result: Result, rest: str) -> None:
-        missing = int(result.data["value"].isnull().any("example").sum() + result.data["random_value"].isnull().any("example").sum())
+        missing = int(
+            result.data["value"].isnull().any("example").sum()
+            + result.data["random_value"].isnull().any("example").sum()
+        )
         notes = [f"cancelled: {missing} runs are not made yet; {rest}"] if result.partial else []
         self.state.notice = ". ".join([*notes, *result.warnings])
 
@@ -356,13 +496,20 @@ class Ablation(Panel):
 
     def _draw(self) -> None:
         s = self.state
-        draw(self.drawing, None if s.result is None and s.measured is None else views.curve_figure(s.result, self._comparable()))
+        draw(
+            self.drawing,
+            None if s.result is None and s.measured is None else views.curve_figure(s.result, self._comparable()),
+        )
         self._draw_effect()
 
     def _draw_effect(self) -> None:
         s, now = self.state, self._settings()
         lines = [] if s.measured is None else [f"<p role='status'>{html.escape(views.set_text(s.measured))}</p>"]
-        old = [what for what, shown in (("curve", s.result), ("measured", s.measured)) if shown is not None and self._settings_of.get(what) != now]
+        old = [
+            what
+            for what, shown in (("curve", s.result), ("measured", s.measured))
+            if shown is not None and self._settings_of.get(what) != now
+        ]
         if old:
             words = {"curve": "the curve", "measured": "the chosen set"}
             lines.append(f"<p>Of earlier settings: {' and '.join(words[what] for what in old)}.</p>")

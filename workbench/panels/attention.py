@@ -1,4 +1,5 @@
-"""Attention panel: every head's pattern on one prompt; click a head to see it large, point at a token to see where it attends, switch heads off.
+"""Attention panel: every head's pattern on one prompt; click a head to see it large, point at a token to see where it
+attends, switch heads off.
 
 Plain functions behind it: `primitives.read.attention_patterns.attention_patterns` and `switch_heads_off`; figures:
 views/attention. One forward a prompt, two (three with means) to measure what switched-off heads do.
@@ -22,15 +23,25 @@ from .drawn import HeatMap, TokenStrip
 from .head_grid import HeadGrid, toggled
 from .panel import Panel, PanelState, draw, labelled, link, plot_area, row
 
-HALF, MORE, LESS = "1 1 440px", "3 1 540px", "2 1 380px"  # of the width: grid and large pattern share it, and many heads get more
-SHORT = {"first_token": "first token", "entropy": "entropy (nats)", "previous": "previous token", "induction": "after an earlier copy"}
+HALF, MORE, LESS = (
+    "1 1 440px",
+    "3 1 540px",
+    "2 1 380px",
+)  # of the width: grid and large pattern share it, and many heads get more
+SHORT = {
+    "first_token": "first token",
+    "entropy": "entropy (nats)",
+    "previous": "previous token",
+    "induction": "after an earlier copy",
+}
 
 
 class AttentionState(PanelState):
-    """prompt: text. score: key of SCORES. layer, head: the head shown large, -1 for none. off: [layer, head] of heads switched off.
+    """prompt: text. score: key of SCORES. layer, head: the head shown large, -1 for none. off: [layer, head] of heads
+    switched off.
 
-    replace: what a switched-off head's output becomes. run: whose patterns are shown, "on" (the model's) or "off". effect:
-    the run with heads off, None until measured and again as soon as `off` changes.
+    replace: what a switched-off head's output becomes. run: whose patterns are shown, "on" (the model's) or "off".
+    effect: the run with heads off, None until measured and again as soon as `off` changes.
     """
 
     prompt = traitlets.Unicode()
@@ -64,10 +75,26 @@ class Attention(Panel):
         super().__init__(state or AttentionState(prompt=prompt))
         self.model, self._compute, self._switch = model, compute, switch
         self.prompt = labelled(widgets.Text, "Prompt", "Text the model reads", "560px")
-        self.score = labelled(widgets.Dropdown, "Score", "The number beneath every head", "320px", options=[(title, key) for key, (title, _) in SCORES.items()])
-        self.of = labelled(widgets.Dropdown, "Patterns of", "The model's own run, or the run with heads off once it was measured", "290px", options=[("the model", "on")])
+        self.score = labelled(
+            widgets.Dropdown,
+            "Score",
+            "The number beneath every head",
+            "320px",
+            options=[(title, key) for key, (title, _) in SCORES.items()],
+        )
+        self.of = labelled(
+            widgets.Dropdown,
+            "Patterns of",
+            "The model's own run, or the run with heads off once it was measured",
+            "290px",
+            options=[("the model", "on")],
+        )
         self.replace = labelled(
-            widgets.Dropdown, "Replace by", "What takes the place of a switched-off head's output", "240px", options=[("zero", "zero"), ("mean over the prompt", "mean")]
+            widgets.Dropdown,
+            "Replace by",
+            "What takes the place of a switched-off head's output",
+            "240px",
+            options=[("zero", "zero"), ("mean over the prompt", "mean")],
         )
         link(self.state, prompt=self.prompt, score=self.score, replace=self.replace, run=self.of)
         self.start = _button("Run", "Read all patterns in one forward", self.run, button_style="primary")
@@ -76,7 +103,13 @@ class Attention(Panel):
         self.measure = _button("Measure", "Run the model with these heads off", self.run_effect, button_style="primary")
         self.grid = HeadGrid(layout=widgets.Layout(flex=HALF, min_width="340px"))
         self.large = HeatMap(height=440)
-        self.tokens, self.says_head, self.hint, self.says_off, self.bars = TokenStrip(), widgets.HTML(), widgets.HTML(), widgets.HTML(), plot_area()
+        self.tokens, self.says_head, self.hint, self.says_off, self.bars = (
+            TokenStrip(),
+            widgets.HTML(),
+            widgets.HTML(),
+            widgets.HTML(),
+            plot_area(),
+        )
         traitlets.link((self.state, "off"), (self.grid, "off"))
         self.grid.observe(lambda _: self.attempt(self._choose), names="clicks")
         self.state.observe(lambda _: self.attempt(self._draw_grid), names=["result", "score", "run"])
@@ -84,9 +117,14 @@ class Attention(Panel):
         self.state.observe(lambda _: self.attempt(self._change_off), names=["off", "replace"])
         self.state.observe(lambda _: self.attempt(self._draw_off), names=["off", "layer", "head", "effect", "result"])
         self.side = widgets.VBox([self.says_head, self.large], layout=widgets.Layout(flex=HALF, min_width="340px"))
-        maps = widgets.HBox([self.grid, self.side], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start"))
+        maps = widgets.HBox(
+            [self.grid, self.side], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start")
+        )
         off = row(self.toggle, self.clear, self.replace, self.measure)
-        self.found = widgets.VBox([row(self.score, self.of), maps, self.hint, self.tokens, off, self.says_off, self.bars], layout=widgets.Layout(display="none"))
+        self.found = widgets.VBox(
+            [row(self.score, self.of), maps, self.hint, self.tokens, off, self.says_off, self.bars],
+            layout=widgets.Layout(display="none"),
+        )
         self.frame(row(self.prompt, self.start), self.found)
 
     # ---- work ----
@@ -102,7 +140,10 @@ class Attention(Panel):
         result, off, value = self.state.result, [tuple(pair) for pair in self.state.off], self.state.replace
 
         def measured(effect: Result) -> None:
-            if (off, value) != ([tuple(pair) for pair in self.state.off], self.state.replace) or result is not self.state.result:
+            if (off, value) != (
+                [tuple(pair) for pair in self.state.off],
+                self.state.replace,
+            ) or result is not self.state.result:
                 self.state.notice = "heads were switched while this was measured, so it is not shown; measure again"
                 return
             self.of.options = [("the model", "on"), (f"the run with {len(off)} head{'s' * (len(off) > 1)} off", "off")]
@@ -116,7 +157,9 @@ class Attention(Panel):
         return self
 
     def show_head(self, layer: int, head: int, prompt: str | None = None) -> "Attention":
-        """Show one head large, reading the patterns first where they are not those of this prompt; for other panels and scripts."""
+        """Show one head large, reading the patterns first where they are not those of this prompt; for other panels
+        and scripts.
+        """
         wanted = self.state.prompt if prompt is None else prompt
         known = self.state.result is not None and self.state.result.spec["tokens"] == self.model.to_rows(wanted)[0]
         self.state.prompt = wanted
@@ -137,7 +180,10 @@ class Attention(Panel):
 
     def _tell(self, result: Result) -> None:
         notes = list(result.warnings)
-        if "induction" in result.data.score.values and not np.isfinite(result.data["scores"].sel(score="induction").values).any():
+        if (
+            "induction" in result.data.score.values
+            and not np.isfinite(result.data["scores"].sel(score="induction").values).any()
+        ):
             notes.append("no token is said twice in this prompt, so the induction score has no value")
         self.state.notice = "; ".join(notes)
 
@@ -154,7 +200,11 @@ class Attention(Panel):
 
     def pattern_table(self) -> pd.DataFrame:
         """The weights of the head shown large."""
-        return pd.DataFrame() if self.shown is None or self.state.layer < 0 else views.pattern_table(self.shown, self.state.layer, self.state.head)
+        return (
+            pd.DataFrame()
+            if self.shown is None or self.state.layer < 0
+            else views.pattern_table(self.shown, self.state.layer, self.state.head)
+        )
 
     def effect_table(self) -> pd.DataFrame:
         """Probabilities with heads on and off, once measured."""
@@ -169,7 +219,9 @@ class Attention(Panel):
         if state.layer >= 0:
             found["attention_pattern"] = views.pattern(shown, state.layer, state.head)
         found["head_scores"] = views.head_scores(shown, state.score)
-        return found | ({"heads_off": views.change(state.effect)} if "probability" in getattr(state.effect, "data", ()) else {})
+        return found | (
+            {"heads_off": views.change(state.effect)} if "probability" in getattr(state.effect, "data", ()) else {}
+        )
 
     # ---- drawing ----
 
@@ -178,8 +230,18 @@ class Attention(Panel):
         if shown is None:
             return
         values = shown.data["scores"].sel(score=score)
-        alt = f"Attention patterns of {values.sizes['layer']} layers x {values.sizes['head']} heads over {shown.data.attrs['n_pos']} positions, with a score beneath each."
-        self.grid.show(views.thumbnails(shown), values.values, title=str(values.title.values), unit=str(values.unit.values), limits=views.score_limits(shown, score), alt=alt)
+        alt = (
+            f"Attention patterns of {values.sizes['layer']} layers x {values.sizes['head']} heads over"
+            f" {shown.data.attrs['n_pos']} positions, with a score beneath each."
+        )
+        self.grid.show(
+            views.thumbnails(shown),
+            values.values,
+            title=str(values.title.values),
+            unit=str(values.unit.values),
+            limits=views.score_limits(shown, score),
+            alt=alt,
+        )
 
     def _draw_head(self) -> None:
         shown, state = self.shown, self.state
@@ -188,23 +250,48 @@ class Attention(Panel):
         layer, head = state.layer, state.head
         self.grid.selected = [layer, head]
         pattern, labels = views.weights(shown, layer, head), views.token_names(shown)
-        scores = {key: float(shown.data["scores"].sel(score=key, layer=layer, head=head)) for key in shown.data.score.values}
+        scores = {
+            key: float(shown.data["scores"].sel(score=key, layer=layer, head=head)) for key in shown.data.score.values
+        }
         said = ", ".join(f"{SHORT.get(key, key)} {value:.2f}" for key, value in scores.items() if np.isfinite(value))
         self.says_head.value = f"<b>Layer {layer}, head {head}</b>: {html.escape(said)}"
-        self.hint.value = f"Point at a token: the colour of the others is how much L{layer}H{head} attends to them from there (a click keeps it)."
+        self.hint.value = (
+            f"Point at a token: the colour of the others is how much L{layer}H{head} attends to them from there (a"
+            " click keeps it)."
+        )
         alt = f"Attention pattern of head {head} in layer {layer}: rows are queries, columns the keys they attend to."
         self.large.show(
-            pattern, labels, labels, x_title="key (attended to)", y_title="query (attends)", unit="share", signed=False, limits=(0.0, views.pattern_top(pattern)), alt=alt
+            pattern,
+            labels,
+            labels,
+            x_title="key (attended to)",
+            y_title="query (attends)",
+            unit="share",
+            signed=False,
+            limits=(0.0, views.pattern_top(pattern)),
+            alt=alt,
         )
         tokens = [str(token) for token in shown.data["token"].values]
-        about = f"Tokens of the prompt; pointing at one colours the others by how much head {head} of layer {layer} attends to them from there."
-        self.tokens.show(tokens, shown.data["token_id"].values, matrix=pattern, unit="share", alt=about, limits=(0.0, views.pattern_top(pattern)))
+        about = (
+            f"Tokens of the prompt; pointing at one colours the others by how much head {head} of layer {layer} attends"
+            " to them from there."
+        )
+        self.tokens.show(
+            tokens,
+            shown.data["token_id"].values,
+            matrix=pattern,
+            unit="share",
+            alt=about,
+            limits=(0.0, views.pattern_top(pattern)),
+        )
 
     def _draw_off(self) -> None:
         state = self.state
         is_off = [state.layer, state.head] in state.off
         self.toggle.disabled = state.layer < 0
-        self.toggle.description = "Switch head off" if state.layer < 0 else f"Switch L{state.layer}H{state.head} {'on' if is_off else 'off'}"
+        self.toggle.description = (
+            "Switch head off" if state.layer < 0 else f"Switch L{state.layer}H{state.head} {'on' if is_off else 'off'}"
+        )
         self.measure.disabled = self.clear.disabled = not state.off
         self.says_off.value = _said_off(state)
         has_bars = state.effect is not None and "probability" in state.effect.data
@@ -248,10 +335,16 @@ def _said_off(state: AttentionState) -> str:
         return f"<p>Off: {listed}. Not measured yet.</p>"
     data = state.effect.data
     unit = data["moved"].attrs["unit"] if "moved" in data else "logits"
-    text = f"<p>Off: {listed} ({int(data.attrs['n_replaced'])} replaced by hooks that fired in {_layers(data.attrs['firings'])}). Largest change of the output: {data.attrs['effect']:.3g} {unit}."
+    text = (
+        f"<p>Off: {listed} ({int(data.attrs['n_replaced'])} replaced by hooks that fired in"
+        f" {_layers(data.attrs['firings'])}). Largest change of the output: {data.attrs['effect']:.3g} {unit}."
+    )
     if "loss" in data:
         on, off = data["loss"].mean("pos").values
-        text += f" Mean loss on the prompt: {on:.3f} with all heads on, <b>{off:.3f}</b> with these off ({off - on:+.3f} nats a token)."
+        text += (
+            f" Mean loss on the prompt: {on:.3f} with all heads on, <b>{off:.3f}</b> with these off ({off - on:+.3f}"
+            " nats a token)."
+        )
     return text + "</p>"
 
 

@@ -1,7 +1,8 @@
-"""Attribution panel: which components, heads and neurons wrote the answer's logit at the last position; click a head to see its attention.
+"""Attribution panel: which components, heads and neurons wrote the answer's logit at the last position; click a head to
+see its attention.
 
-Plain function behind it: `primitives.read.lenses.direct_logit_attribution`, once for each split; figures: views/attribution. Two
-forwards a split and one to find the model's own answer.
+Plain function behind it: `primitives.read.lenses.direct_logit_attribution`, once for each split; figures:
+views/attribution. Two forwards a split and one to find the model's own answer.
 """
 
 import html
@@ -30,10 +31,11 @@ SHORTER = 140  # pixels by which the live bars are lower than a report's
 
 
 class AttributionState(PanelState):
-    """prompt: text. answer: the token whose logit is split, empty for the model's own first choice. other: subtracted, empty for none.
+    """prompt: text. answer: the token whose logit is split, empty for the model's own first choice. other: subtracted,
+    empty for none.
 
-    ran: the prompt that `result` is of. by_neuron: split MLPs too. heads, neurons: the results by head and by neuron, beside `result` by component. layer, head:
-    the head clicked last, -1 for none.
+    ran: the prompt that `result` is of. by_neuron: split MLPs too. heads, neurons: the results by head and by neuron,
+    beside `result` by component. layer, head: the head clicked last, -1 for none.
     """
 
     prompt = traitlets.Unicode()
@@ -48,7 +50,8 @@ class AttributionState(PanelState):
 
 
 class Attribution(Panel):
-    """`panels.Attribution(model, prompt="...", answer="...")` in a cell; Run splits the logit, a click on a head opens its attention.
+    """`panels.Attribution(model, prompt="...", answer="...")` in a cell; Run splits the logit, a click on a head opens
+    its attention.
 
     attention: an Attention panel that clicked heads are shown in; without one a new panel opens beneath (`opened`).
     """
@@ -69,10 +72,19 @@ class Attribution(Panel):
         self.state: AttributionState
         super().__init__(state or AttributionState(prompt=prompt, answer=answer, other=other))
         self.model, self._compute, self.opened = model, compute, attention
-        self.prompt = labelled(widgets.Text, "Prompt", "Text the model reads; the logit at its last token is split", "350px")
-        self.answer = labelled(widgets.Text, "Answer", "The token whose logit is split, with its leading space if it has one; empty: the model's first choice", "170px")
+        self.prompt = labelled(
+            widgets.Text, "Prompt", "Text the model reads; the logit at its last token is split", "350px"
+        )
+        self.answer = labelled(
+            widgets.Text,
+            "Answer",
+            "The token whose logit is split, with its leading space if it has one; empty: the model's first choice",
+            "170px",
+        )
         self.other = labelled(widgets.Text, "Minus", "A token whose logit is subtracted; empty: none", "150px")
-        self.by_neuron = labelled(widgets.Checkbox, "Neurons", "Also split every MLP into neurons", "90px", indent=False)
+        self.by_neuron = labelled(
+            widgets.Checkbox, "Neurons", "Also split every MLP into neurons", "90px", indent=False
+        )
         link(self.state, prompt=self.prompt, answer=self.answer, other=self.other, by_neuron=self.by_neuron)
         self.start = widgets.Button(description="Run", button_style="primary", tooltip="Split the logit")
         self.start.on_click(lambda _: self.run())
@@ -84,7 +96,10 @@ class Attribution(Panel):
         hint = widgets.HTML(f"<p><b>Heads</b>: a click shows the head's attention {where}</p>")
         half = {"flex": "1 1 400px", "min_width": "340px"}
         split = widgets.HBox(
-            [widgets.VBox([hint, self.grid], layout=widgets.Layout(**half)), widgets.VBox([self.neuron_table], layout=widgets.Layout(**half))],
+            [
+                widgets.VBox([hint, self.grid], layout=widgets.Layout(**half)),
+                widgets.VBox([self.neuron_table], layout=widgets.Layout(**half)),
+            ],
             layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start"),
         )
         self.found = widgets.VBox([self.sums, self.bars, split, self.inside], layout=widgets.Layout(display="none"))
@@ -96,10 +111,15 @@ class Attribution(Panel):
         """Split the logit by component, by head and (if asked for) by neuron in the worker thread."""
         state = self.state
         prompt, answer, other, by_neuron = state.prompt, state.answer, state.other, state.by_neuron
-        self.work(lambda progress: self._splits(prompt, answer, other, by_neuron, progress), lambda found: self._take(prompt, *found))
+        self.work(
+            lambda progress: self._splits(prompt, answer, other, by_neuron, progress),
+            lambda found: self._take(prompt, *found),
+        )
         return self
 
-    def _splits(self, prompt: str, answer: str, other: str, by_neuron: bool, progress: Progress) -> tuple[dict[str, Result], list[str]]:
+    def _splits(
+        self, prompt: str, answer: str, other: str, by_neuron: bool, progress: Progress
+    ) -> tuple[dict[str, Result], list[str]]:
         """{split: Result} and notices."""
         self.model.require("causal-lm", "direct logit attribution")
         row_ids, notes = self.model.to_rows(prompt)[0], []
@@ -109,7 +129,10 @@ class Attribution(Panel):
             answers = [int(self.model.forward(torch.tensor([row_ids]))[0, -1].argmax())]
         others = [one_token(self.model, other)] if other else None
         if others == answers:
-            raise BadData(f"answer and other token are both {self.model.to_strings(answers)[0]!r}, so their difference is 0 everywhere; name two tokens")
+            raise BadData(
+                f"answer and other token are both {self.model.to_strings(answers)[0]!r}, so their difference is 0"
+                " everywhere; name two tokens"
+            )
         kinds, found = ["component", "head", *(["neuron"] if by_neuron else [])], {}
         for done, by in enumerate(kinds):
             progress.update(done, len(kinds), f"by {by}")
@@ -138,7 +161,9 @@ class Attribution(Panel):
     # ---- what it shows, as data ----
 
     def table(self) -> pd.DataFrame:
-        """All that is shown: columns split (component, head, neuron), part, layer, unit, logits; of the neurons the first ones."""
+        """All that is shown: columns split (component, head, neuron), part, layer, unit, logits; of the neurons the
+        first ones.
+        """
         state = self.state
         if state.result is None:
             return pd.DataFrame()
@@ -157,7 +182,9 @@ class Attribution(Panel):
         found = {"attribution_components": views.components(state.result)}
         if state.heads is not None:
             found["attribution_heads"] = views.heads(state.heads)
-        return found | ({"attribution_neurons": views.neurons(state.neurons, N_NEURONS)} if state.neurons is not None else {})
+        return found | (
+            {"attribution_neurons": views.neurons(state.neurons, N_NEURONS)} if state.neurons is not None else {}
+        )
 
     # ---- drawing ----
 
@@ -171,7 +198,15 @@ class Attribution(Panel):
         self.neuron_table.value = "" if state.neurons is None else _neurons(state.neurons)
         if state.heads is not None:
             values = views.head_map(state.heads)
-            pooled = self.grid.show(values, range(values.shape[0]), range(values.shape[1]), x_title="head", y_title="layer", unit="logits", alt=views.heads_alt(state.heads))
+            pooled = self.grid.show(
+                values,
+                range(values.shape[0]),
+                range(values.shape[1]),
+                x_title="head",
+                y_title="layer",
+                unit="logits",
+                alt=views.heads_alt(state.heads),
+            )
             state.notice = pooled or state.notice
 
     # ---- clicks ----
@@ -191,12 +226,16 @@ def _sums(result: Result) -> str:
     """Answer, logit and the sum of the parts, as HTML."""
     logit, total = float(result.data["logit"].values[0]), float(result.data["attribution"].sum("part").values[0])
     return (
-        f"<p>The {html.escape(views.of_what(result))} after the last token is <b>{logit:.3f}</b>; the {result.data.sizes['part']} parts add up to "
-        f"<b>{total:.3f}</b> (gap {abs(total - logit):.1e}). Convention: {html.escape(result.data.attrs['convention'])}.</p>"
+        f"<p>The {html.escape(views.of_what(result))} after the last token is <b>{logit:.3f}</b>; the"
+        f" {result.data.sizes['part']} parts add up to <b>{total:.3f}</b> (gap {abs(total - logit):.1e}). Convention:"
+        f" {html.escape(result.data.attrs['convention'])}.</p>"
     )
 
 
 def _neurons(result: Result) -> str:
     said, table = views.neurons_said(result, N_NEURONS)
     shown = table.rename(columns={"unit": "neuron"})[["layer", "neuron", "logits"]]
-    return f"<p><b>Neurons</b> that add most ({said})</p><div style='line-height:1.4'>{shown.to_html(index=False, border=0, float_format=lambda x: f'{x:+.3f}')}</div>"
+    return (
+        f"<p><b>Neurons</b> that add most ({said})</p><div"
+        f" style='line-height:1.4'>{shown.to_html(index=False, border=0, float_format=lambda x: f'{x:+.3f}')}</div>"
+    )

@@ -1,7 +1,8 @@
-"""Cache panel: the models and captures that are alive, the stores on disk; how large each is and where; free it; look into it.
+"""Cache panel: the models and captures that are alive, the stores on disk; how large each is and where; free it; look
+into it.
 
-Plain functions behind it: `primitives.read.held.held_now`, `open_site`, `let_go` and `drop_site`; drawing: views/cache. Nothing
-is looked at before Look is pressed, and looking keeps nothing alive.
+Plain functions behind it: `primitives.read.held.held_now`, `open_site`, `let_go` and `drop_site`; drawing: views/cache.
+Nothing is looked at before Look is pressed, and looking keeps nothing alive.
 """
 
 import html
@@ -33,7 +34,8 @@ from .panel import Panel, PanelState, labelled, link, row
 class CacheState(PanelState):
     """folder: where else to look for stores. holding, site: keys of what is chosen, "" for none. example: its row.
 
-    axis, index: the axis that is cut where a site has three, and the place of the cut. from_disk: stores may be deleted.
+    axis, index: the axis that is cut where a site has three, and the place of the cut. from_disk: stores may be
+    deleted.
     memory: what the machine says of its memory.
     """
 
@@ -57,38 +59,101 @@ class Cache(Panel):
 
     title = "Cache and stores"
 
-    def __init__(self, names: Mapping[str, Any] | None = None, folder: Path | str = "", *, state: CacheState | None = None, look: Callable[..., list[Holding]] = held.held_now):
+    def __init__(
+        self,
+        names: Mapping[str, Any] | None = None,
+        folder: Path | str = "",
+        *,
+        state: CacheState | None = None,
+        look: Callable[..., list[Holding]] = held.held_now,
+    ):
         self.state: CacheState
         super().__init__(state or CacheState(folder=str(folder)))
-        self._called = None if names is None else {name: weakref.ref(value) for name, value in names.items()}  # the panel keeps nothing alive
+        self._called = (
+            None if names is None else {name: weakref.ref(value) for name, value in names.items()}
+        )  # the panel keeps nothing alive
         self._look, self._held = look, list[Holding]()
         self._values: xr.DataArray | None = None
         self._controls()
-        self.says_memory, self.listing, self.grid, self.about = widgets.HTML(), widgets.HTML(), HeatMap(), widgets.HTML()
+        self.says_memory, self.listing, self.grid, self.about = (
+            widgets.HTML(),
+            widgets.HTML(),
+            HeatMap(),
+            widgets.HTML(),
+        )
         self.grid.observe(lambda _: self.attempt(self._choose), names="clicks")
         self.state.observe(lambda _: self.attempt(self._pick_holding), names=["holding"])
         self.state.observe(lambda _: self.attempt(self._open), names=["site", "example"])
         self.state.observe(lambda _: self.attempt(self._draw), names=["axis", "index"])
         self.state.observe(lambda _: self._enable(), names=["running", "holding", "site"])
-        self._opened = widgets.VBox([row(self.site, self.example, self.axis, self.index, self.drop), self.grid, self.about], layout=widgets.Layout(display="none"))
-        self.frame(row(self.start, self.folder), self.says_memory, self.listing, row(self.holding, self.free, self.from_disk), self._opened)
+        self._opened = widgets.VBox(
+            [row(self.site, self.example, self.axis, self.index, self.drop), self.grid, self.about],
+            layout=widgets.Layout(display="none"),
+        )
+        self.frame(
+            row(self.start, self.folder),
+            self.says_memory,
+            self.listing,
+            row(self.holding, self.free, self.from_disk),
+            self._opened,
+        )
         self._enable()
 
     def _controls(self) -> None:
         self.start = widgets.Button(description="Look", button_style="primary", tooltip="List what is held now")
         self.start.on_click(lambda _: self.look())
-        self.folder = labelled(widgets.Text, "Stores in", "A store, or a folder of stores, besides those in the user's cache", "420px", continuous_update=False)
-        self.holding = labelled(widgets.Dropdown, "Chosen", "What Free frees, and whose sites can be opened", "520px", options=[("nothing yet: press Look", "")])
-        self.free = widgets.Button(description="Free", tooltip="Unload the model, drop the capture, or delete the store's files", button_style="warning")
+        self.folder = labelled(
+            widgets.Text,
+            "Stores in",
+            "A store, or a folder of stores, besides those in the user's cache",
+            "420px",
+            continuous_update=False,
+        )
+        self.holding = labelled(
+            widgets.Dropdown,
+            "Chosen",
+            "What Free frees, and whose sites can be opened",
+            "520px",
+            options=[("nothing yet: press Look", "")],
+        )
+        self.free = widgets.Button(
+            description="Free",
+            tooltip="Unload the model, drop the capture, or delete the store's files",
+            button_style="warning",
+        )
         self.free.on_click(lambda _: self.free_chosen())
-        self.from_disk = labelled(widgets.Checkbox, "stores may be deleted from disk", "Without this, Free refuses to delete a store", "270px", indent=False)
-        self.site = labelled(widgets.Dropdown, "Site", "Open this captured or stored site", "260px", options=[("choose a site", "")])
+        self.from_disk = labelled(
+            widgets.Checkbox,
+            "stores may be deleted from disk",
+            "Without this, Free refuses to delete a store",
+            "270px",
+            indent=False,
+        )
+        self.site = labelled(
+            widgets.Dropdown, "Site", "Open this captured or stored site", "260px", options=[("choose a site", "")]
+        )
         self.example = labelled(widgets.IntSlider, "Example", "Which row", "300px", min=0, max=0)
-        self.axis = labelled(widgets.Dropdown, "Cut along", "The axis that is cut where a site has three", "210px", options=[("nothing", "")])
+        self.axis = labelled(
+            widgets.Dropdown,
+            "Cut along",
+            "The axis that is cut where a site has three",
+            "210px",
+            options=[("nothing", "")],
+        )
         self.index = labelled(widgets.IntSlider, "At", "The place of the cut", "260px", min=0, max=0)
-        self.drop = widgets.Button(description="Free this site", tooltip="Drop this site of a capture and keep the others", button_style="warning")
+        self.drop = widgets.Button(
+            description="Free this site",
+            tooltip="Drop this site of a capture and keep the others",
+            button_style="warning",
+        )
         self.drop.on_click(lambda _: self.free_site())
-        link(self.state, **{name: getattr(self, name) for name in ("folder", "holding", "site", "example", "axis", "index", "from_disk")})
+        link(
+            self.state,
+            **{
+                name: getattr(self, name)
+                for name in ("folder", "holding", "site", "example", "axis", "index", "from_disk")
+            },
+        )
 
     # ---- looking ----
 
@@ -113,7 +178,9 @@ class Cache(Panel):
         self.state.memory = _memory()
         self.says_memory.value = f"<p>{html.escape(self.state.memory)}</p>"
         chosen = self.state.holding
-        self.holding.options = [(f"{h.kind}: {h.name} ({held.size_text(h.n_bytes)}, {h.where})", h.key) for h in found] or [("nothing is held", "")]
+        self.holding.options = [
+            (f"{h.kind}: {h.name} ({held.size_text(h.n_bytes)}, {h.where})", h.key) for h in found
+        ] or [("nothing is held", "")]
         self.state.holding = chosen if chosen in {h.key for h in found} else self.holding.options[0][1]
         self._pick_holding()
 
@@ -126,7 +193,10 @@ class Cache(Panel):
     def _pick_holding(self) -> None:
         self.state.site = ""
         sites = [site for h in self._held if h.key == self.state.holding for site in h.sites]
-        self.site.options = [("choose a site" if sites else "no site to open", ""), *((site_name(s.key), site_name(s.key)) for s in sites)]
+        self.site.options = [
+            ("choose a site" if sites else "no site to open", ""),
+            *((site_name(s.key), site_name(s.key)) for s in sites),
+        ]
         self._opened.layout.display = "flex" if sites else "none"
         self._close()
         lines = self._listed()
@@ -200,7 +270,14 @@ class Cache(Panel):
         self.axis.layout.display = self.index.layout.display = "flex" if state.axis in values.dims else "none"
         signed = bool(np.nanmin(shown.values) < 0)
         state.notice = self.grid.show(
-            shown.values, views.labels(shown, down), views.labels(shown, across), x_title=across, y_title=down, unit=shown.attrs["unit"], signed=signed, alt=self._says()
+            shown.values,
+            views.labels(shown, down),
+            views.labels(shown, across),
+            x_title=across,
+            y_title=down,
+            unit=shown.attrs["unit"],
+            signed=signed,
+            alt=self._says(),
         )
         self.about.value = f"<p>{html.escape(self._says())}</p>{_html(self.table())}"
 
@@ -217,7 +294,10 @@ class Cache(Panel):
             return
         (r, c), (down, across) = self.grid.chosen, (str(d) for d in shown.dims)
         at = f"{down} {views.labels(shown, down)[r]}, {across} {views.labels(shown, across)[c]}"
-        self.about.value = f"<p>{html.escape(self._says())}: <b>{html.escape(at)}</b> is {shown.values[r, c]:.6g} {html.escape(shown.attrs['unit'])}</p>" + _html(self.table())
+        self.about.value = (
+            f"<p>{html.escape(self._says())}: <b>{html.escape(at)}</b> is {shown.values[r, c]:.6g}"
+            f" {html.escape(shown.attrs['unit'])}</p>" + _html(self.table())
+        )
 
     # ---- as data ----
 
@@ -232,7 +312,18 @@ class Cache(Panel):
             about = h.problem or h.about
             if not h.sites:
                 lines.append((h.kind, h.name, "", about, h.dtype, h.where, h.n_bytes / 1e6))
-            lines += [(h.kind, h.name, site_name(s.key), f"{' x '.join(s.dims)}: {' x '.join(map(str, s.shape))}", s.dtype, s.device, s.n_bytes / 1e6) for s in h.sites]
+            lines += [
+                (
+                    h.kind,
+                    h.name,
+                    site_name(s.key),
+                    f"{' x '.join(s.dims)}: {' x '.join(map(str, s.shape))}",
+                    s.dtype,
+                    s.device,
+                    s.n_bytes / 1e6,
+                )
+                for s in h.sites
+            ]
         return pd.DataFrame(lines, columns=["kind", "name", "site", "shape", "dtype", "where", "MB"])
 
     def figures(self) -> dict[str, go.Figure]:
@@ -242,17 +333,26 @@ class Cache(Panel):
         if self._values is not None:
             grid, shown = self.grid, self.plane()
             drawn = np.frombuffer(grid.values, np.float32).reshape(grid.shape)
-            cells = pd.DataFrame(drawn, pd.Index(grid.row_labels, name=grid.y_title), pd.Index(grid.col_labels, name=grid.x_title))
+            cells = pd.DataFrame(
+                drawn, pd.Index(grid.row_labels, name=grid.y_title), pd.Index(grid.col_labels, name=grid.x_title)
+            )
             made["site"] = views.site_map(cells, self._says(), shown.attrs["unit"], about)
         if self._held:
-            lines = pd.DataFrame([(h.name, h.kind, h.where, h.n_bytes / 1e6) for h in self._held], columns=["name", "kind", "where", "MB"])
+            lines = pd.DataFrame(
+                [(h.name, h.kind, h.where, h.n_bytes / 1e6) for h in self._held],
+                columns=["name", "kind", "where", "MB"],
+            )
             made["held"] = views.held_bars(lines, about)
         return made
 
     def _enable(self) -> None:
         busy = self.state.running
         kind = next((h.kind for h in self._held if h.key == self.state.holding), "")
-        self.start.disabled, self.free.disabled, self.drop.disabled = busy, busy or not kind, busy or kind != "capture" or not self.state.site
+        self.start.disabled, self.free.disabled, self.drop.disabled = (
+            busy,
+            busy or not kind,
+            busy or kind != "capture" or not self.state.site,
+        )
 
 
 def _html(table: pd.DataFrame) -> str:
@@ -267,6 +367,7 @@ def _memory() -> str:
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(i)
         parts.append(
-            f"cuda:{i}: {torch.cuda.memory_allocated(i) / 1e9:.2f} GB in tensors, {torch.cuda.memory_reserved(i) / 1e9:.2f} GB reserved, {free / 1e9:.1f} of {total / 1e9:.0f} GB free"
+            f"cuda:{i}: {torch.cuda.memory_allocated(i) / 1e9:.2f} GB in tensors,"
+            f" {torch.cuda.memory_reserved(i) / 1e9:.2f} GB reserved, {free / 1e9:.1f} of {total / 1e9:.0f} GB free"
         )
     return "; ".join(parts)

@@ -67,23 +67,33 @@ class HeatMap(anywidget.AnyWidget):
         """Draw [row, col] numbers; nan is a blank cell. Signed maps are centred at 0.
 
         Returns:
-            A sentence if the map was pooled because it has more than MAX_CELLS cells, else "". Pooled cells show the largest
-            size among theirs, and a click reports the first of them.
+            A sentence if the map was pooled because it has more than MAX_CELLS cells, else "". Pooled cells show the
+            largest size among theirs, and a click reports the first of them.
         """
         values = np.asarray(values, np.float32)
         row_step, col_step = _steps(values.shape)
         notice = ""
         if row_step * col_step > 1:
-            notice = f"{values.shape[0]} x {values.shape[1]} cells are too many to draw: each shown cell is the largest of {row_step} x {col_step}; the table has all"
+            notice = (
+                f"{values.shape[0]} x {values.shape[1]} cells are too many to draw: each shown cell is the largest of"
+                f" {row_step} x {col_step}; the table has all"
+            )
             values, texts = _pooled(values, row_step, col_step), ()
         self._steps = (row_step, col_step)
         if limits is None:
             top = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
             least = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
-            limits = (-(top or 1.0), top or 1.0) if signed else (min(0.0, least), max(float(np.nanmax(values)) if np.isfinite(values).any() else 1.0, 1e-9))
+            limits = (
+                (-(top or 1.0), top or 1.0)
+                if signed
+                else (min(0.0, least), max(float(np.nanmax(values)) if np.isfinite(values).any() else 1.0, 1e-9))
+            )
         with self.hold_sync():
             self.values, self.shape = values.tobytes(), list(values.shape)
-            self.row_labels, self.col_labels = [str(r) for r in list(rows)[::row_step]], [str(c) for c in list(cols)[::col_step]]
+            self.row_labels, self.col_labels = (
+                [str(r) for r in list(rows)[::row_step]],
+                [str(c) for c in list(cols)[::col_step]],
+            )
             self.texts, self.marked = list(texts), [[r // row_step, c // col_step] for r, c in marked]
             self.x_title, self.y_title, self.unit, self.alt = x_title, y_title, unit, alt
             self.signed, (self.low, self.high), self.selected = signed, limits, []
@@ -157,10 +167,18 @@ class TokenStrip(anywidget.AnyWidget):
         signed: bool = False,
         limits: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        """Draw tokens. values: [pos] numbers in `unit`, nan for none. matrix: [pos, pos] numbers that a pointed row shows."""
+        """Draw tokens. values: [pos] numbers in `unit`, nan for none. matrix: [pos, pos] numbers that a pointed row
+        shows.
+        """
         own = np.full(len(tokens), np.nan) if values is None else values
         with self.hold_sync():
-            self.tokens, self.ids, self.alt, self.unit, self.signed = list(tokens), [int(i) for i in ids], alt, unit, signed
+            self.tokens, self.ids, self.alt, self.unit, self.signed = (
+                list(tokens),
+                [int(i) for i in ids],
+                alt,
+                unit,
+                signed,
+            )
             self.values = np.asarray(own, np.float32).tobytes()
             self.matrix = b"" if matrix is None else np.asarray(matrix, np.float32).tobytes()
             self.low, self.high = limits

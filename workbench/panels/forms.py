@@ -1,4 +1,6 @@
-"""Forms made from a Spec: one control per field, from its type, help, unit, bounds and choices. Nobody writes one by hand."""
+"""Forms made from a Spec: one control per field, from its type, help, unit, bounds and choices. Nobody writes one by
+hand.
+"""
 
 import html
 import typing
@@ -29,7 +31,11 @@ class SpecForm(widgets.VBox):
             if (only is None or name in only) and not {name, name.partition(".")[0]} & set(without):
                 self.controls[name] = _control(name, value, hint, meta)
                 about.append(f"<tr><td><b>{html.escape(name)}</b></td><td>{html.escape(_meaning(meta))}</td></tr>")
-        self.meaning = widgets.Accordion([widgets.HTML(f"<table style='line-height:1.35'>{''.join(about)}</table>")], titles=("What the fields mean",), selected_index=None)
+        self.meaning = widgets.Accordion(
+            [widgets.HTML(f"<table style='line-height:1.35'>{''.join(about)}</table>")],
+            titles=("What the fields mean",),
+            selected_index=None,
+        )
         columns = widgets.Layout(grid_template_columns="repeat(auto-fill, 420px)", width="100%")
         super().__init__([widgets.GridBox(list(self.controls.values()), layout=columns), self.meaning])
 
@@ -40,7 +46,10 @@ class SpecForm(widgets.VBox):
             WorkbenchError: if a control holds a value the Spec refuses.
         """
         shown = {name: _shown(value) for name, (value, _, _) in _flat(self._start).items()}
-        now = {name: control.value if isinstance(control.value, str) else _shown(control.value) for name, control in self.controls.items()}
+        now = {
+            name: control.value if isinstance(control.value, str) else _shown(control.value)
+            for name, control in self.controls.items()
+        }
         return self._start.with_strings({name: text for name, text in now.items() if text != shown[name]})
 
 
@@ -67,14 +76,26 @@ def _shown(value: Any) -> str:
 
 def _meaning(meta: dict) -> str:
     """Help, bounds and choices of a field in words."""
-    bounds = " and ".join(f"{word} {meta[key]:g}" for key, word in (("ge", "at least"), ("le", "at most")) if meta.get(key) is not None)
-    parts = [meta.get("help", ""), f"in {meta['unit']}" if meta.get("unit") else "", bounds, f"one of {', '.join(meta['choices'])}" if meta.get("choices") else ""]
+    bounds = " and ".join(
+        f"{word} {meta[key]:g}" for key, word in (("ge", "at least"), ("le", "at most")) if meta.get(key) is not None
+    )
+    parts = [
+        meta.get("help", ""),
+        f"in {meta['unit']}" if meta.get("unit") else "",
+        bounds,
+        f"one of {', '.join(meta['choices'])}" if meta.get("choices") else "",
+    ]
     return "; ".join(part for part in parts if part)
 
 
 def _control(name: str, value: Any, hint: Any, meta: dict) -> widgets.Widget:
     label = f"{name} ({meta['unit']})" if meta.get("unit") else name
-    look = {"description": label, "tooltip": _meaning(meta) or label, "style": {"description_width": "190px"}, "layout": widgets.Layout(width="410px")}
+    look = {
+        "description": label,
+        "tooltip": _meaning(meta) or label,
+        "style": {"description_width": "190px"},
+        "layout": widgets.Layout(width="410px"),
+    }
     if meta.get("choices") and not isinstance(value, tuple):
         return widgets.Dropdown(options=list(meta["choices"]), value=value, **look)
     if hint is bool:

@@ -17,7 +17,8 @@ ROW_HEIGHT, LEAST, MOST = 78, 260, 1100  # pixels
 class GraphView(anywidget.AnyWidget):
     """`selected`: nodes clicked last, several with Shift or Ctrl. `edge`: the edge clicked last, "" for none.
 
-    `event`: what was done with a node, {"type": "move", "node", "x", "y", "n"} or {"type": "pin", "node", "n"}; n counts.
+    `event`: what was done with a node, {"type": "move", "node", "x", "y", "n"} or {"type": "pin", "node", "n"}; n
+    counts.
     """
 
     _esm = traitlets.Unicode(script("graph")).tag(sync=True)
@@ -37,17 +38,39 @@ class GraphView(anywidget.AnyWidget):
         top = float(circuit.edges["score"].abs().max()) if len(circuit.edges) else 1.0
         with self.hold_sync():
             self.nodes = [
-                {"id": n.node, "label": n.label, "kind": n.kind, "x": round(n.x, 4), "y": round(n.y, 4), "pinned": bool(n.is_pinned),
-                 "in": n.in_score, "out": n.out_score, "n_in": n.n_in, "n_out": n.n_out}
+                {
+                    "id": n.node,
+                    "label": n.label,
+                    "kind": n.kind,
+                    "x": round(n.x, 4),
+                    "y": round(n.y, 4),
+                    "pinned": bool(n.is_pinned),
+                    "in": n.in_score,
+                    "out": n.out_score,
+                    "n_in": n.n_in,
+                    "n_out": n.n_out,
+                }
                 for n in circuit.nodes.itertuples()
-            ]  # fmt: skip
+            ]
             self.edges = [
-                {"id": edge_id(e.writer, e.reader), "source": e.source, "target": e.target, "port": e.port, "score": e.score,
-                 "sem": e.sem if e.sem == e.sem else None, "n": int(e.n_edges), "width": round(abs(e.score) / (top or 1.0), 4)}
+                {
+                    "id": edge_id(e.writer, e.reader),
+                    "source": e.source,
+                    "target": e.target,
+                    "port": e.port,
+                    "score": e.score,
+                    "sem": e.sem if e.sem == e.sem else None,
+                    "n": int(e.n_edges),
+                    "width": round(abs(e.score) / (top or 1.0), 4),
+                }
                 for e in circuit.edges.itertuples()
-            ]  # fmt: skip
+            ]
             self.links = [list(pair) for pair in circuit.links]
-            self.unit, self.alt, self.height = circuit.unit, alt, max(LEAST, min(MOST, 60 + ROW_HEIGHT * circuit.n_rows))
+            self.unit, self.alt, self.height = (
+                circuit.unit,
+                alt,
+                max(LEAST, min(MOST, 60 + ROW_HEIGHT * circuit.n_rows)),
+            )
             known = {n["id"] for n in self.nodes}
             self.selected = [n for n in self.selected if n in known]
             if self.edge not in {e["id"] for e in self.edges}:

@@ -1,7 +1,7 @@
 """HeadGrid: every head's pattern as a thumbnail on one canvas, its score beneath, to point at, click, and switch off.
 
-A drawn widget like those of drawn.py. Cost: one byte a cell (views/attention.thumbnails keeps all of them under 600 kB);
-the patterns are turned into pixels once, and pointing at a head only draws them again.
+A drawn widget like those of drawn.py. Cost: one byte a cell (views/attention.thumbnails keeps all of them under 600
+kB); the patterns are turned into pixels once, and pointing at a head only draws them again.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from .drawn import script
 
 
 class HeadGrid(anywidget.AnyWidget):
-    """Layers down, heads across. `selected` is [layer, head] of the last click, `clicks` counts them, `off` lists heads switched off.
+    """Layers down, heads across. `selected` is [layer, head] of the last click, `clicks` counts them, `off` lists heads
+    switched off.
 
     In the browser: click or Enter selects, Shift+click or the key "o" switches the head off and on.
     """
@@ -33,7 +34,9 @@ class HeadGrid(anywidget.AnyWidget):
     clicks = traitlets.Int(0).tag(sync=True)
     version = traitlets.Int(0).tag(sync=True)
 
-    def show(self, patterns: np.ndarray, scores: np.ndarray, *, title: str, unit: str, limits: tuple[float, float], alt: str) -> None:
+    def show(
+        self, patterns: np.ndarray, scores: np.ndarray, *, title: str, unit: str, limits: tuple[float, float], alt: str
+    ) -> None:
         """Draw.
 
         Args:

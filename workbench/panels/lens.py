@@ -35,15 +35,30 @@ class Lens(Panel):
 
     title = "Logit lens"
 
-    def __init__(self, model: Model, prompt: str = "", *, state: LensState | None = None, compute: Callable[..., Result] = logit_lens):
+    def __init__(
+        self,
+        model: Model,
+        prompt: str = "",
+        *,
+        state: LensState | None = None,
+        compute: Callable[..., Result] = logit_lens,
+    ):
         self.state: LensState
         super().__init__(state or LensState(prompt=prompt))
         self.model, self._compute = model, compute
         self.prompt = labelled(widgets.Text, "Prompt", "Text the model reads", "560px")
         self.follow = labelled(widgets.Text, "Follow", "A word whose rank is followed through the layers", "240px")
-        self.quantity = labelled(widgets.Dropdown, "Colour", "What colours the cells", "300px", options=[(v, k) for k, v in views.QUANTITIES.items()])
+        self.quantity = labelled(
+            widgets.Dropdown,
+            "Colour",
+            "What colours the cells",
+            "300px",
+            options=[(v, k) for k, v in views.QUANTITIES.items()],
+        )
         link(self.state, prompt=self.prompt, follow=self.follow, quantity=self.quantity)
-        self.start = widgets.Button(description="Run", button_style="primary", tooltip="Run the model once on this prompt")
+        self.start = widgets.Button(
+            description="Run", button_style="primary", tooltip="Run the model once on this prompt"
+        )
         self.start.on_click(lambda _: self.run())
         self.grid, self.cell = HeatMap(), widgets.HTML()
         self.grid.observe(lambda _: self.attempt(self._choose), names="clicks")
@@ -63,7 +78,10 @@ class Lens(Panel):
 
     def _take(self, result: Result) -> None:
         follows = "target_rank" in result.data
-        self.quantity.options = [*((v, k) for k, v in views.QUANTITIES.items()), *([("log10(1 + rank) of the followed token", "rank")] if follows else [])]
+        self.quantity.options = [
+            *((v, k) for k, v in views.QUANTITIES.items()),
+            *([("log10(1 + rank) of the followed token", "rank")] if follows else []),
+        ]
         with self.state.hold_trait_notifications():
             self.state.layer = self.state.pos = -1
             self.state.quantity = "rank" if follows else "probability"
@@ -76,11 +94,18 @@ class Lens(Panel):
             return pd.DataFrame()
         if state.layer >= 0:
             return views.cell_table(state.result, state.layer, state.pos)
-        return state.result.data[["token", "probability", "entropy"]].isel(rank=0).to_dataframe().reset_index()[["layer", "pos", "token", "probability", "entropy"]]
+        return (
+            state.result.data[["token", "probability", "entropy"]]
+            .isel(rank=0)
+            .to_dataframe()
+            .reset_index()[["layer", "pos", "token", "probability", "entropy"]]
+        )
 
     def figures(self) -> dict[str, go.Figure]:
         """The grid as a report shows it."""
-        return {} if self.state.result is None else {"logit_lens": views.lens_grid(self.state.result, self.state.quantity)}
+        return (
+            {} if self.state.result is None else {"logit_lens": views.lens_grid(self.state.result, self.state.quantity)}
+        )
 
     def _draw(self) -> None:
         result = self.state.result
@@ -88,10 +113,16 @@ class Lens(Panel):
             return
         unit = {"probability": "probability", "entropy": "nats", "rank": "log10(1 + rank)"}[self.state.quantity]
         self.state.notice = self.grid.show(
-            views.lens_values(result, self.state.quantity), views.layer_names(result), names(result.data["prompt"].values),
-            x_title="position (token read)", y_title="blocks passed", unit=unit, signed=False, texts=[str(t) for t in result.data["token"].isel(rank=0).values.ravel()],
+            views.lens_values(result, self.state.quantity),
+            views.layer_names(result),
+            names(result.data["prompt"].values),
+            x_title="position (token read)",
+            y_title="blocks passed",
+            unit=unit,
+            signed=False,
+            texts=[str(t) for t in result.data["token"].isel(rank=0).values.ravel()],
             alt=views.lens_grid(result, self.state.quantity).layout.meta["alt"],
-        )  # fmt: skip
+        )
         if self.state.layer >= 0:
             self.grid.outline(self.state.layer, self.state.pos)
         self._draw_cell()
@@ -106,5 +137,10 @@ class Lens(Panel):
         if state.result is None or state.layer < 0:
             self.cell.value = ""
             return
-        where = f"after block {views.layer_names(state.result)[state.layer]}, position {names(state.result.data['prompt'].values)[state.pos]}"
-        self.cell.value = f"<p>Likeliest next tokens {where}</p>" + self.table().to_html(index=False, border=0, float_format=lambda x: f"{x:.3f}")
+        where = (
+            f"after block {views.layer_names(state.result)[state.layer]}, position"
+            f" {names(state.result.data['prompt'].values)[state.pos]}"
+        )
+        self.cell.value = f"<p>Likeliest next tokens {where}</p>" + self.table().to_html(
+            index=False, border=0, float_format=lambda x: f"{x:.3f}"
+        )

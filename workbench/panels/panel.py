@@ -1,10 +1,11 @@
-"""Panel: what every panel does in the same way - work in a thread, progress and errors in words, tables, files, a static view.
+"""Panel: what every panel does in the same way - work in a thread, progress and errors in words, tables, files, a
+static view.
 
-A panel is state (traitlets, plain data), compute (plain functions of primitives/ or methods/, injectable) and views (pure).
-Heavy work starts on a button and runs in a worker thread; widgets are changed by traits only, never by prints; errors show
-as one sentence. Nothing is computed when a panel is made. While it is shown in a notebook, a picture and a table of what
-it shows are kept as ordinary outputs beneath it, hidden as long as the live panel is there: a reopened notebook, GitHub
-and nbconvert show those.
+A panel is state (traitlets, plain data), compute (plain functions of primitives/ or methods/, injectable) and views
+(pure). Heavy work starts on a button and runs in a worker thread; widgets are changed by traits only, never by prints;
+errors show as one sentence. Nothing is computed when a panel is made. While it is shown in a notebook, a picture and a
+table of what it shows are kept as ordinary outputs beneath it, hidden as long as the live panel is there: a reopened
+notebook, GitHub and nbconvert show those.
 """
 
 import base64
@@ -34,7 +35,9 @@ from workbench.views import theme
 
 SETTLE_SECONDS = 0.8  # how long nothing must change before the static view is drawn again
 SHOWN_ROWS = 30
-SAME_CHANGE = 0.05  # seconds between two observers of one change, of which the second must not wipe out the first one's error
+SAME_CHANGE = (
+    0.05  # seconds between two observers of one change, of which the second must not wipe out the first one's error
+)
 
 
 class PanelState(traitlets.HasTraits):
@@ -64,8 +67,8 @@ _shown: "weakref.WeakSet[Panel]" = weakref.WeakSet()
 
 
 def keep_static_views() -> None:
-    """Draw the static view of every panel that was shown, from this very cell: for reports, which end the kernel at once and
-    see only what a cell sends, not what a timer sends later."""
+    """Draw the static view of every panel that was shown, from this very cell: for reports, which end the kernel at
+    once and see only what a cell sends, not what a timer sends later."""
     for panel in list(_shown):
         if panel._settling is not None:
             panel._settling.cancel()
@@ -77,7 +80,8 @@ def keep_static_views() -> None:
 class Panel(widgets.VBox):
     """A panel: `Panel(...)` in a cell shows it; `table()`, `figures()` and `save()` give what it shows.
 
-    Subclasses make their controls, hand them to `frame`, and start work with `work`. They override `figures` and `table`.
+    Subclasses make their controls, hand them to `frame`, and start work with `work`. They override `figures` and
+    `table`.
 
     Attributes:
         state: plain data. title: what it is, for headings and files.
@@ -114,7 +118,8 @@ class Panel(widgets.VBox):
         self.children = [self._hides_static, heading, *first, self._working, self.says, *rest]
 
     def work(self, compute: Callable[[Progress], Any], done: Callable[[Any], None]) -> None:
-        """Run `compute(progress)` in a worker thread, then `done(what it returned)` there. Work under way is left alone.
+        """Run `compute(progress)` in a worker thread, then `done(what it returned)` there. Work under way is left
+        alone.
 
         Errors of both land in `state.error` as one sentence; a cancel lands in `state.notice`.
         """
@@ -184,7 +189,9 @@ class Panel(widgets.VBox):
         figures, table = self.figures(), self.table()
         if not figures and table.empty:
             raise WorkbenchError(f"{self.title} has nothing to save yet: run it first")
-        return write_view(path, self.title, figures, table, self.state.result, [self.state.notice] if self.state.notice else [])
+        return write_view(
+            path, self.title, figures, table, self.state.result, [self.state.notice] if self.state.notice else []
+        )
 
     # ---- static view ----
 
@@ -196,7 +203,11 @@ class Panel(widgets.VBox):
         live = f"{sibling}:has(.{self._identity})"
         self._hides_static.value = f"<style>{live} + {sibling}, {live} + {sibling} + {sibling} {{display:none}}</style>"
         display({**self._repr_mimebundle_(), "text/plain": self.title}, raw=True)
-        display({"text/plain": "", "text/html": self._static_table(pd.DataFrame())}, raw=True, display_id=f"{self._identity}-table")
+        display(
+            {"text/plain": "", "text/html": self._static_table(pd.DataFrame())},
+            raw=True,
+            display_id=f"{self._identity}-table",
+        )
         display({"text/plain": ""}, raw=True, display_id=f"{self._identity}-picture")
         if first:
             self.state.observe(lambda _: self.settle(), names=traitlets.All)
@@ -218,24 +229,46 @@ class Panel(widgets.VBox):
         if not self._shown or self.state.running:
             return
         try:
-            display({"text/plain": self.title, "text/html": self._static_table(self.table())}, raw=True, display_id=f"{self._identity}-table", update=True)
+            display(
+                {"text/plain": self.title, "text/html": self._static_table(self.table())},
+                raw=True,
+                display_id=f"{self._identity}-table",
+                update=True,
+            )
             first = next(iter(self.figures().values()), None)
             picture, problem = (b"", "") if first is None else images.small_picture(first)
-            bundle = {"text/plain": problem or _alt(first)} | ({"image/png": base64.b64encode(picture).decode()} if picture else {})
+            bundle = {"text/plain": problem or _alt(first)} | (
+                {"image/png": base64.b64encode(picture).decode()} if picture else {}
+            )
             display(bundle, raw=True, display_id=f"{self._identity}-picture", update=True)
         except Exception as found:  # a static view must never take the live one down
             self.state.notice = f"the static view was not refreshed: {sentence(found)}"
 
     def _static_table(self, table: pd.DataFrame) -> str:
-        # Reopened without a kernel, the widget's place says "model not found": that line is hidden where this table follows it.
+        # Reopened without a kernel, the widget's place says "model not found": that line is hidden where this table
+        # follows it.
         sibling = ".jp-OutputArea-child"
-        hide = f"<style>{sibling}:has(+ {sibling} #{self._identity}) > .jp-OutputArea-output.jupyter-widgets:not(:has(*)) {{display:none}}</style>"
+        hide = (
+            f"<style>{sibling}:has(+ {sibling} #{self._identity}) > .jp-OutputArea-output.jupyter-widgets:not(:has(*))"
+            " {display:none}</style>"
+        )
         more = f"<p>{len(table)} rows, the first {SHOWN_ROWS} shown</p>" if len(table) > SHOWN_ROWS else ""
-        body = "" if table.empty else table.head(SHOWN_ROWS).to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}")
+        body = (
+            ""
+            if table.empty
+            else table.head(SHOWN_ROWS).to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}")
+        )
         result = self.state.result
-        said = [self.state.error, self.state.notice, *(result.warnings if result is not None else ()), "cancelled: only what was finished is shown" if result is not None and result.partial else ""]
+        said = [
+            self.state.error,
+            self.state.notice,
+            *(result.warnings if result is not None else ()),
+            "cancelled: only what was finished is shown" if result is not None and result.partial else "",
+        ]
         notes = "".join(f"<p>{html.escape(line)}</p>" for line in dict.fromkeys(said) if line)
-        return f"{hide}<div id='{self._identity}'><b>{html.escape(self.title)}</b> (static view){notes}{body}{more}</div>"
+        return (
+            f"{hide}<div id='{self._identity}'><b>{html.escape(self.title)}</b> (static view){notes}{body}{more}</div>"
+        )
 
     # ---- state on widgets ----
 
@@ -251,7 +284,10 @@ class Panel(widgets.VBox):
 
 
 def _line(text: str, colour: str, role: str) -> str:
-    return f"<div role='{role}' style='border-left:4px solid {colour};padding:.3em .8em;margin:.2em 0'>{html.escape(text)}</div>"
+    return (
+        f"<div role='{role}' style='border-left:4px solid {colour};padding:.3em .8em;margin:.2em"
+        f" 0'>{html.escape(text)}</div>"
+    )
 
 
 def sentence(found: BaseException) -> str:
@@ -271,7 +307,9 @@ def plot_area() -> widgets.Output:
 
 
 def draw(area: widgets.Output, figure: go.Figure | None) -> None:
-    """Show a figure in a `plot_area`, transparent, with ink that reads on light and dark. Trait assignment, because callbacks run in other threads."""
+    """Show a figure in a `plot_area`, transparent, with ink that reads on light and dark. Trait assignment, because
+    callbacks run in other threads.
+    """
     if figure is None:
         area.outputs = ()
         return

@@ -1,8 +1,8 @@
 """Patching panel: put one run's activations into the other's, place by place; click a place to see what it is made of.
 
-Plain functions behind it: `primitives.score.prompt_metrics.aligned_pair` and `metric_named`, `primitives.replace.sweep_descent.measure`,
-`attribute` and `plan`; figures and tables: views/sweep. Heavy work only on Run, Attribution, Time the plan, and a click
-that descends into few enough cells.
+Plain functions behind it: `primitives.score.prompt_metrics.aligned_pair` and `metric_named`,
+`primitives.replace.sweep_descent.measure`, `attribute` and `plan`; figures and tables: views/sweep. Heavy work only on
+Run, Attribution, Time the plan, and a click that descends into few enough cells.
 """
 
 import html
@@ -40,7 +40,8 @@ Step = dict[str, Any]
 class PatchingState(PanelState):
     """path: the clicks that led to the map shown, {"layer", "pos"} then {"part"}; empty for the whole site.
 
-    memory: MB for rows in flight, 0 for half of what is free. plan, baseline: what the panel says of cost and of the two runs.
+    memory: MB for rows in flight, 0 for half of what is free. plan, baseline: what the panel says of cost and of the
+    two runs.
     attributed: the estimates beside `result`, or None.
     """
 
@@ -89,11 +90,17 @@ def cells_at(model: Model, site: str, path: list[Step]) -> descent.Cells | None:
     part = path[1].get("part")
     if part is None or len(path) > 2:
         return None
-    return descent.unit_cells("mlp_post", layer, pos) if part == "mlp" else descent.head_input_cells(model, layer, int(part[1:]))
+    return (
+        descent.unit_cells("mlp_post", layer, pos)
+        if part == "mlp"
+        else descent.head_input_cells(model, layer, int(part[1:]))
+    )
 
 
 class Patching(Panel):
-    """`panels.Patching(model, clean, corrupted, answer, other)` in a cell; Run measures, a click on a cell descends into it."""
+    """`panels.Patching(model, clean, corrupted, answer, other)` in a cell; Run measures, a click on a cell descends
+    into it.
+    """
 
     title = "Activation patching"
 
@@ -111,7 +118,9 @@ class Patching(Panel):
     ):
         self.state: PatchingState
         metric = "probability" if answer and not other else "logit_diff"
-        super().__init__(state or PatchingState(clean=clean, corrupted=corrupted, answer=answer, other=other, metric=metric))
+        super().__init__(
+            state or PatchingState(clean=clean, corrupted=corrupted, answer=answer, other=other, metric=metric)
+        )
         self.model, self._compute, self._estimate = model, compute, estimate
         self._asked: Question | None = None
         self._waiting: tuple | None = None  # a path that was clicked once and has too many cells to start unasked
@@ -121,39 +130,117 @@ class Patching(Panel):
         self.tokens, self.says_plan, self.says_baseline, self.crumbs, self.agrees = (widgets.HTML() for _ in range(5))
         self.grid, self.estimates, self.scatter = HeatMap(), HeatMap(), plot_area()
         self.grid.observe(lambda _: self.attempt(self._descend), names="clicks")
-        self.state.observe(lambda _: self.attempt(self._preview), names=["clean", "corrupted", "answer", "other", "direction", "site", "metric", "memory"])
+        self.state.observe(
+            lambda _: self.attempt(self._preview),
+            names=["clean", "corrupted", "answer", "other", "direction", "site", "metric", "memory"],
+        )
         self.state.observe(lambda _: self._say(), names=["plan", "baseline"])
         self.state.observe(lambda _: self.attempt(self._draw), names=["result"])
         self.state.observe(lambda _: self.attempt(self._draw_estimates), names=["result", "attributed"])
         self._beside = widgets.VBox([row(self.estimate, self.agrees)])
-        self._below = widgets.VBox([row(self.up, self.crumbs), self.grid, self._beside], layout=widgets.Layout(display="none"))
+        self._below = widgets.VBox(
+            [row(self.up, self.crumbs), self.grid, self._beside], layout=widgets.Layout(display="none")
+        )
         prompts = widgets.VBox([self.clean, self.corrupted], layout=widgets.Layout(width="100%"))
-        controls = widgets.VBox([prompts, row(self.answer, self.other, self.metric, self.site, self.direction, self.memory), row(self.start, self.time)])
+        controls = widgets.VBox(
+            [
+                prompts,
+                row(self.answer, self.other, self.metric, self.site, self.direction, self.memory),
+                row(self.start, self.time),
+            ]
+        )
         self.frame(controls, self.tokens, self.says_plan, self.says_baseline, self._below)
         self.attempt(self._preview)
 
     def _controls(self) -> None:
         wide = "96%"
         self.clean = labelled(widgets.Text, "Clean", "The prompt with the behaviour", wide, continuous_update=False)
-        self.corrupted = labelled(widgets.Text, "Corrupted", "Its twin without the behaviour, token for token as long", wide, continuous_update=False)
-        self.answer = labelled(widgets.Text, "Answer", "What should come next, one token; a space in front counts", "200px", continuous_update=False)
-        self.other = labelled(widgets.Text, "Other answer", "The token it is compared with (logit difference only)", "230px", continuous_update=False)
-        self.metric = labelled(widgets.Dropdown, "Metric", "What is measured at the last token", "340px", options=[(METRICS[m], m) for m in OFFERED])
-        live = [s for s in self.model.sites() if SITES[s].per_layer and (s not in ("pattern", "attn_scores") or self.model.pattern_is_live)]
-        self.site = labelled(widgets.Dropdown, "Site", "What is replaced", "330px", options=[(f"{s}: {SITES[s].holds}", s) for s in live])
-        self.direction = labelled(widgets.Dropdown, "Direction", "Which run is put into which", "320px", options=[(text, key) for key, text in DIRECTIONS.items()])
-        self.memory = labelled(
-            widgets.BoundedFloatText, "Memory (MB, 0: half of what is free)", "Most memory for runs in flight; more of it means fewer forwards", "320px", min=0, max=1e7
+        self.corrupted = labelled(
+            widgets.Text,
+            "Corrupted",
+            "Its twin without the behaviour, token for token as long",
+            wide,
+            continuous_update=False,
         )
-        self.start = widgets.Button(description="Run", button_style="primary", tooltip="Patch every cell of the map; after Cancel it goes on where it stopped")
-        self.time = widgets.Button(description="Time the plan", tooltip="A few short timed passes, to say how many seconds Run will take")
-        self.estimate = widgets.Button(description="Attribution", tooltip="Gradient estimates of the same cells, beside the exact values: two forwards and a backward")
-        self.up = widgets.Button(description="Up", tooltip="Back to the map this one was clicked from", disabled=True, layout=widgets.Layout(width="60px"))
+        self.answer = labelled(
+            widgets.Text,
+            "Answer",
+            "What should come next, one token; a space in front counts",
+            "200px",
+            continuous_update=False,
+        )
+        self.other = labelled(
+            widgets.Text,
+            "Other answer",
+            "The token it is compared with (logit difference only)",
+            "230px",
+            continuous_update=False,
+        )
+        self.metric = labelled(
+            widgets.Dropdown,
+            "Metric",
+            "What is measured at the last token",
+            "340px",
+            options=[(METRICS[m], m) for m in OFFERED],
+        )
+        live = [
+            s
+            for s in self.model.sites()
+            if SITES[s].per_layer and (s not in ("pattern", "attn_scores") or self.model.pattern_is_live)
+        ]
+        self.site = labelled(
+            widgets.Dropdown, "Site", "What is replaced", "330px", options=[(f"{s}: {SITES[s].holds}", s) for s in live]
+        )
+        self.direction = labelled(
+            widgets.Dropdown,
+            "Direction",
+            "Which run is put into which",
+            "320px",
+            options=[(text, key) for key, text in DIRECTIONS.items()],
+        )
+        self.memory = labelled(
+            widgets.BoundedFloatText,
+            "Memory (MB, 0: half of what is free)",
+            "Most memory for runs in flight; more of it means fewer forwards",
+            "320px",
+            min=0,
+            max=1e7,
+        )
+        self.start = widgets.Button(
+            description="Run",
+            button_style="primary",
+            tooltip="Patch every cell of the map; after Cancel it goes on where it stopped",
+        )
+        self.time = widgets.Button(
+            description="Time the plan", tooltip="A few short timed passes, to say how many seconds Run will take"
+        )
+        self.estimate = widgets.Button(
+            description="Attribution",
+            tooltip="Gradient estimates of the same cells, beside the exact values: two forwards and a backward",
+        )
+        self.up = widgets.Button(
+            description="Up",
+            tooltip="Back to the map this one was clicked from",
+            disabled=True,
+            layout=widgets.Layout(width="60px"),
+        )
         link(
-            self.state, clean=self.clean, corrupted=self.corrupted, answer=self.answer, other=self.other, metric=self.metric, site=self.site,
-            direction=self.direction, memory=self.memory,
-        )  # fmt: skip
-        for button, act in ((self.start, self.run), (self.time, self.time_plan), (self.estimate, self.attribute), (self.up, self.go_up)):
+            self.state,
+            clean=self.clean,
+            corrupted=self.corrupted,
+            answer=self.answer,
+            other=self.other,
+            metric=self.metric,
+            site=self.site,
+            direction=self.direction,
+            memory=self.memory,
+        )
+        for button, act in (
+            (self.start, self.run),
+            (self.time, self.time_plan),
+            (self.estimate, self.attribute),
+            (self.up, self.go_up),
+        ):
             button.on_click(lambda _, act=act: self.attempt(act))
 
     # ---- the question ----
@@ -165,7 +252,9 @@ class Patching(Panel):
         metric = metric_named(self.model, s.metric, clean.tolist(), [s.answer], [s.other])
         base, source = (corrupted, clean) if s.direction == "denoise" else (clean, corrupted)
         words = (s.answer, s.other if s.metric == "logit_diff" else "")
-        return Question(base, source, metric, s.site, s.direction, (s.clean, s.corrupted, words, s.metric, s.site, s.direction))
+        return Question(
+            base, source, metric, s.site, s.direction, (s.clean, s.corrupted, words, s.metric, s.site, s.direction)
+        )
 
     @property
     def _budget(self) -> float | None:
@@ -178,23 +267,42 @@ class Patching(Panel):
         if not (s.clean.strip() and s.corrupted.strip()):
             return
         rows = self.model.to_rows([s.clean, s.corrupted])
-        self.tokens.value = views.token_pair({"clean": self.model.to_strings(rows[0]), "corrupted": self.model.to_strings(rows[1])})
+        self.tokens.value = views.token_pair(
+            {"clean": self.model.to_strings(rows[0]), "corrupted": self.model.to_strings(rows[1])}
+        )
         aligned_pair(self.model, s.clean, s.corrupted)  # says so where they are not
         if not s.answer or (s.metric == "logit_diff" and not s.other):
-            s.plan = "An answer is missing" if not s.answer else "The other answer is missing; without it choose probability or loss"
+            s.plan = (
+                "An answer is missing"
+                if not s.answer
+                else "The other answer is missing; without it choose probability or loss"
+            )
             return
         question = self._question()
         is_shown = self._asked is not None and self._asked.key == question.key
-        found = descent.plan(self.model, question.base, question.metric, descent.site_cells(s.site), budget_bytes=self._budget, probe=False)
-        s.plan = _plan_text(found) + ("" if is_shown or s.result is None else ". The map below still shows the earlier settings")
+        found = descent.plan(
+            self.model,
+            question.base,
+            question.metric,
+            descent.site_cells(s.site),
+            budget_bytes=self._budget,
+            probe=False,
+        )
+        s.plan = _plan_text(found) + (
+            "" if is_shown or s.result is None else ". The map below still shows the earlier settings"
+        )
         self._name_run()
 
     def time_plan(self) -> "Patching":
-        """Time a few short passes in the worker thread, so that the plan names seconds, and say how far apart the two runs are."""
+        """Time a few short passes in the worker thread, so that the plan names seconds, and say how far apart the
+        two runs are.
+        """
         question = self._question()
 
         def timed(_: Progress) -> str:
-            found = descent.plan(self.model, question.base, question.metric, descent.site_cells(question.site), budget_bytes=self._budget)
+            found = descent.plan(
+                self.model, question.base, question.metric, descent.site_cells(question.site), budget_bytes=self._budget
+            )
             return f"{_plan_text(found)}. {self._ends(question)}"
 
         self.work(timed, lambda text: self.state.set_trait("plan", text))
@@ -203,13 +311,17 @@ class Patching(Panel):
     def _ends(self, question: Question) -> str:
         """The metric of the two unpatched runs."""
         with self.model.alone():
-            base, source = (float(question.metric(self.model.forward(tokens)).mean()) for tokens in (question.base, question.source))
+            base, source = (
+                float(question.metric(self.model.forward(tokens)).mean()) for tokens in (question.base, question.source)
+            )
         return views.Baseline(question.metric.name, question.metric.unit, base, source).text(question.source_run)
 
     # ---- running ----
 
     def run(self) -> "Patching":
-        """Measure the map that is shown, or the whole site where the controls ask something new. A partial map is finished."""
+        """Measure the map that is shown, or the whole site where the controls ask something new. A partial map is
+        finished.
+        """
         question = self._question()
         same = self._asked is not None and self._asked.key == question.key
         path = list(self.state.path) if same else []
@@ -222,8 +334,19 @@ class Patching(Panel):
 
         def compute(progress: Progress) -> Result:
             if not path:
-                self.state.baseline = self._ends(question)  # before the long part, so that a poor pair of prompts is seen at once
-            return self._compute(self.model, question.base, question.source, question.metric, cells, budget_bytes=self._budget, progress=progress, resume=resume)
+                self.state.baseline = self._ends(
+                    question
+                )  # before the long part, so that a poor pair of prompts is seen at once
+            return self._compute(
+                self.model,
+                question.base,
+                question.source,
+                question.metric,
+                cells,
+                budget_bytes=self._budget,
+                progress=progress,
+                resume=resume,
+            )
 
         self.work(compute, lambda result: self._take(question, path, result))
 
@@ -241,7 +364,11 @@ class Patching(Panel):
         with self.state.hold_trait_notifications():
             self.state.path, self.state.result, self.state.attributed = path, result, self._estimates.get(_key(path))
         missing = int(result.data["value"].isnull().sum())
-        notes = [f"cancelled: {missing} of {result.data['value'].size} cells are not measured yet; Run goes on from there"] if result.partial else []
+        notes = (
+            [f"cancelled: {missing} of {result.data['value'].size} cells are not measured yet; Run goes on from there"]
+            if result.partial
+            else []
+        )
         self.state.notice = ". ".join([*notes, *views.warnings(result)])
         self._name_run()
 
@@ -261,7 +388,9 @@ class Patching(Panel):
         rows, col = self.grid.chosen
         cell = self._grid.cells[rows][col]
         if cell is not None:
-            self.descend(**{name: value for name, value in cell.items() if not self.state.path or name not in self.state.path[0]})
+            self.descend(
+                **{name: value for name, value in cell.items() if not self.state.path or name not in self.state.path[0]}
+            )
 
     def descend(self, **step: Any) -> "Patching":
         """Go into a cell: descend(layer=1, pos=6), then descend(part="h2") or descend(part="mlp")."""
@@ -276,7 +405,9 @@ class Patching(Panel):
         if known is not None and not known.partial:
             self._show(path)
             return self
-        cost = descent.plan(self.model, self._asked.base, self._asked.metric, cells, budget_bytes=self._budget, probe=False)
+        cost = descent.plan(
+            self.model, self._asked.base, self._asked.metric, cells, budget_bytes=self._budget, probe=False
+        )
         if cost.n_cells > MANY_CELLS and known is None and self._waiting != _key(path):
             self._waiting = _key(path)
             self.state.notice = f"{_plan_text(cost)}. Click the cell again to start"
@@ -310,7 +441,9 @@ class Patching(Panel):
 
     def table(self) -> pd.DataFrame:
         """The cells of the map, the largest change first."""
-        return pd.DataFrame() if self.state.result is None else views.cells_table(self.state.result, self.state.attributed)
+        return (
+            pd.DataFrame() if self.state.result is None else views.cells_table(self.state.result, self.state.attributed)
+        )
 
     def figures(self) -> dict[str, go.Figure]:
         """The map, and the estimates and how they compare where they were asked for."""
@@ -319,7 +452,10 @@ class Patching(Panel):
             return {}
         made = {"patch_grid": views.patch_grid(result)}
         if attributed is not None:
-            made |= {"attributed": views.attributed_grid(result, attributed), "attribution_scatter": views.attribution_scatter(result, attributed)}
+            made |= {
+                "attributed": views.attributed_grid(result, attributed),
+                "attribution_scatter": views.attribution_scatter(result, attributed),
+            }
         return made
 
     def _draw(self) -> None:
@@ -353,9 +489,15 @@ class Patching(Panel):
         result, end, unit = self.state.result, views.limit(self.state.result), shown.attrs["unit"]
         is_line = len(found.rows) == 1  # too low for a title on its side
         widget.show(
-            found.values, [f"{found.y_title} {found.rows[0]}"] if is_line else found.rows, found.cols, x_title=found.x_title, y_title="" if is_line else found.y_title,
-            unit="share" if unit.startswith("share") else unit, limits=(-end, end), alt=views.alt(result, shown),
-        )  # fmt: skip
+            found.values,
+            [f"{found.y_title} {found.rows[0]}"] if is_line else found.rows,
+            found.cols,
+            x_title=found.x_title,
+            y_title="" if is_line else found.y_title,
+            unit="share" if unit.startswith("share") else unit,
+            limits=(-end, end),
+            alt=views.alt(result, shown),
+        )
 
     # ---- words ----
 
@@ -368,13 +510,27 @@ class Patching(Panel):
         if len(path) > 1:
             steps.append("MLP" if path[1]["part"] == "mlp" else f"head {path[1]['part'][1:]}")
         deeper = cells_at(self.model, site, [*path, {"layer": 0, "pos": 0, "part": "h0"}])
-        hint = "" if deeper is None else "click a head for its q, k and v, the MLP for its neurons" if path else "click a cell for what it is made of"
-        shown = "" if result is None else f"{views.change(result).attrs['long_name']}, {result.data.attrs['site']} replaced"
+        hint = (
+            ""
+            if deeper is None
+            else (
+                "click a head for its q, k and v, the MLP for its neurons"
+                if path
+                else "click a cell for what it is made of"
+            )
+        )
+        shown = (
+            "" if result is None else f"{views.change(result).attrs['long_name']}, {result.data.attrs['site']} replaced"
+        )
         return f"<b>{' › '.join(html.escape(s) for s in steps)}</b>: {html.escape(shown)}{f' ({hint})' if hint else ''}"
 
     def _say(self) -> None:
-        self.says_plan.value = f"<div role='status'>Plan: {html.escape(self.state.plan)}</div>" if self.state.plan else ""
-        self.says_baseline.value = f"<div role='status'>Baseline: {html.escape(self.state.baseline)}</div>" if self.state.baseline else ""
+        self.says_plan.value = (
+            f"<div role='status'>Plan: {html.escape(self.state.plan)}</div>" if self.state.plan else ""
+        )
+        self.says_baseline.value = (
+            f"<div role='status'>Baseline: {html.escape(self.state.baseline)}</div>" if self.state.baseline else ""
+        )
 
 
 def _key(path: list[Step]) -> tuple:
@@ -385,7 +541,10 @@ def _plan_text(found: Plan) -> str:
     rows, saved = sum(g.n_rows for g in found.groups), found.plain_token_blocks / max(1, found.token_blocks)
     seconds = "" if found.seconds != found.seconds else f", about {found.seconds:.1f} s"
     forwards = f"{found.n_forwards} forward{'s' * (found.n_forwards != 1)}"
-    return f"{found.n_cells} cells in {forwards} of {rows} rows together, {saved:.1f} x less work than a forward a cell{seconds}, at most {_megabytes(found.peak_bytes)}"
+    return (
+        f"{found.n_cells} cells in {forwards} of {rows} rows together, {saved:.1f} x less work than a forward a"
+        f" cell{seconds}, at most {_megabytes(found.peak_bytes)}"
+    )
 
 
 def _megabytes(n: int) -> str:

@@ -1,8 +1,10 @@
-"""Run panel: any method as a form, a button, progress with cancel, its claims, all its figures, and a folder for a review.
+"""Run panel: any method as a form, a button, progress with cancel, its claims, all its figures, and a folder for a
+review.
 
-Plain functions behind it: the method's own `run`, and `reports.review.write_review`. A method that can resume goes on from a
-cancelled run if the form still says the same. The run goes on in a worker thread; every forward of it takes the model's
-lock, so a cell may use the same model meanwhile. Cost: the method's; a review folder takes some 5 s, for the PNGs.
+Plain functions behind it: the method's own `run`, and `reports.review.write_review`. A method that can resume goes on
+from a cancelled run if the form still says the same. The run goes on in a worker thread; every forward of it takes the
+model's lock, so a cell may use the same model meanwhile. Cost: the method's; a review folder takes some 5 s, for the
+PNGs.
 """
 
 import inspect
@@ -51,7 +53,9 @@ def review_folder(stem: str, today: date | None = None) -> Path:
 
 
 class RunState(PanelState):
-    """figure: which of the figures is shown. folder: where a review goes, empty for `review_folder`. saved: where the last one went."""
+    """figure: which of the figures is shown. folder: where a review goes, empty for `review_folder`. saved: where
+    the last one went.
+    """
 
     figure = traitlets.Unicode()
     folder = traitlets.Unicode()
@@ -59,7 +63,8 @@ class RunState(PanelState):
 
 
 class Run(Panel):
-    """`panels.run(method)` in a cell; Run computes, the claims and one figure at a time are shown, Save writes a review folder.
+    """`panels.run(method)` in a cell; Run computes, the claims and one figure at a time are shown, Save writes a review
+    folder.
 
     Args:
         method: a method module or its stem. model: used instead of the Spec's own, whose fields then leave the form.
@@ -87,19 +92,34 @@ class Run(Panel):
         self._claims = ClaimsTable(())
         super().__init__(state or RunState())
         self.form = SpecForm(spec or self.method.Spec.tiny(), only, without=() if model is None else ("model",))
-        self.start = widgets.Button(description="Run", button_style="primary", tooltip="Run the method with these settings")
+        self.start = widgets.Button(
+            description="Run", button_style="primary", tooltip="Run the method with these settings"
+        )
         self.start.on_click(lambda _: self.run())
-        self.folder = labelled(widgets.Text, "Folder", "Where the review goes; a new folder in reviews/ if empty", "420px", placeholder=f"{REVIEWS}/{self.stem}-DATE")
+        self.folder = labelled(
+            widgets.Text,
+            "Folder",
+            "Where the review goes; a new folder in reviews/ if empty",
+            "420px",
+            placeholder=f"{REVIEWS}/{self.stem}-DATE",
+        )
         self.keep = widgets.Button(
-            description="Save to review folder", tooltip="Write the page, the PNGs and the Result into a new folder", disabled=True, layout=widgets.Layout(width="190px")
+            description="Save to review folder",
+            tooltip="Write the page, the PNGs and the Result into a new folder",
+            disabled=True,
+            layout=widgets.Layout(width="190px"),
         )
         self.keep.on_click(lambda _: self.save_review())
         self.claims, self.drawing = widgets.HTML(), plot_area()
-        self.figure = labelled(widgets.Dropdown, "Figure", "Which of the figures is shown", "420px", options=[("none yet", "")])
+        self.figure = labelled(
+            widgets.Dropdown, "Figure", "Which of the figures is shown", "420px", options=[("none yet", "")]
+        )
         link(self.state, figure=self.figure, folder=self.folder)
         self.state.observe(lambda _: self.attempt(self._draw), names=["figure"])
         self.state.observe(self._enable, names=["running", "result"])
-        self.frame(widgets.VBox([self.form, row(self.start, self.folder, self.keep)]), self.claims, self.figure, self.drawing)
+        self.frame(
+            widgets.VBox([self.form, row(self.start, self.folder, self.keep)]), self.claims, self.figure, self.drawing
+        )
 
     def run(self) -> "Run":
         """Run the method in the worker thread; from where a cancelled run of the same Spec stopped, if it can."""
@@ -108,7 +128,9 @@ class Run(Panel):
 
     def _run(self, progress: Progress) -> Result:
         spec, before = self.form.spec(), self.state.result
-        more = {"resume": before} if before is not None and self._goes_on(before) and before.spec == spec.to_dict() else {}
+        more = (
+            {"resume": before} if before is not None and self._goes_on(before) and before.spec == spec.to_dict() else {}
+        )
         return self._compute(spec, model=self.model, progress=progress, **more)
 
     def _goes_on(self, result: Result) -> bool:
@@ -117,7 +139,9 @@ class Run(Panel):
     def _take(self, result: Result) -> None:
         self._claims, self._figures = check(result, self.method.CLAIMS), self._figures_of(result)
         shown = self.state.figure if self.state.figure in self._figures else next(iter(self._figures), "")
-        self.figure.options = [(name.replace("_", " "), name) for name in self._figures] or [("no figure of a run that stopped so early", "")]
+        self.figure.options = [(name.replace("_", " "), name) for name in self._figures] or [
+            ("no figure of a run that stopped so early", "")
+        ]
         self.state.result, self.state.saved = result, ""
         self.state.figure = shown
         self.claims.value = f"<div style='line-height:1.35'>{self._claims._repr_html_()}</div>"
@@ -149,12 +173,18 @@ class Run(Panel):
         return self
 
     def _review(self) -> tuple[Path, str]:
-        return write_review(self._result(), self._claims, self._figures, self.state.folder.strip() or review_folder(self.stem))
+        return write_review(
+            self._result(), self._claims, self._figures, self.state.folder.strip() or review_folder(self.stem)
+        )
 
     def _tell(self, written: tuple[Path, str]) -> None:
         folder, trouble = written
         self.state.saved = folder.as_posix()
-        self.state.notice = ". ".join(part for part in (f"saved in {folder.as_posix()}: report.html, figures, claims.json and the Result", trouble) if part)
+        self.state.notice = ". ".join(
+            part
+            for part in (f"saved in {folder.as_posix()}: report.html, figures, claims.json and the Result", trouble)
+            if part
+        )
 
     def _result(self) -> Result:
         if self.state.result is None:

@@ -46,17 +46,31 @@ class Scatter(anywidget.AnyWidget):
         """Draw.
 
         Args:
-            x, y: [point]; with `log` they must be above 0. places: [point, 2] layer and number. groups, kinds: [point] small integers.
+            x, y: [point]; with `log` they must be above 0. places: [point, 2] layer and number. groups, kinds: [point]
+                small integers.
             group_names, colours: by group. order: groups from the lowest layer of ink to the top. kind_names: by kind.
             titles: of the axes, with units. short: what a tooltip calls x and y.
         """
         drawn = [np.log10(v) if log else np.asarray(v, float) for v in (x, y)]
         with self.hold_sync():
             self.x, self.y = (v.astype(np.float32).tobytes() for v in drawn)
-            self.places, self.kinds = np.ascontiguousarray(places, np.int32).tobytes(), np.asarray(kinds, np.uint8).tobytes()
+            self.places, self.kinds = (
+                np.ascontiguousarray(places, np.int32).tobytes(),
+                np.asarray(kinds, np.uint8).tobytes(),
+            )
             self.x_limits, self.y_limits = _limits(drawn[0]), _limits(drawn[1])
-            self.kind_names, (self.x_title, self.y_title), (self.x_short, self.y_short), self.log = list(kind_names), titles, short, log
-            self.group_names, self.colours, self.order, self.selected = list(group_names), list(colours), list(order), -1
+            self.kind_names, (self.x_title, self.y_title), (self.x_short, self.y_short), self.log = (
+                list(kind_names),
+                titles,
+                short,
+                log,
+            )
+            self.group_names, self.colours, self.order, self.selected = (
+                list(group_names),
+                list(colours),
+                list(order),
+                -1,
+            )
             self.recolour(groups, alt)
 
     def recolour(self, groups: np.ndarray, alt: str) -> None:

@@ -1,7 +1,8 @@
-"""Tokens panel: a prompt as tokens coloured by their loss; click one for the likeliest tokens there. Two prompts or two models side by side.
+"""Tokens panel: a prompt as tokens coloured by their loss; click one for the likeliest tokens there. Two prompts or two
+models side by side.
 
-Plain function behind it: `primitives.read.predictions.predictions`; figures and tables: views/predictions. One forward a prompt
-for causal models, one row a position for masked ones.
+Plain function behind it: `primitives.read.predictions.predictions`; figures and tables: views/predictions. One forward
+a prompt for causal models, one row a position for masked ones.
 """
 
 import html
@@ -25,12 +26,16 @@ from .panel import Panel, PanelState, draw, labelled, link, plot_area, row
 
 KEPT = 20  # likeliest tokens computed, so that showing more of them needs no new run
 TABLE_ROWS = 200
-SCALES = {False: "#440154,#472d7b,#3b528b,#2c728e,#21918c,#28ae80,#5ec962,#addc30,#fde725", True: "#053061,#2166ac,#92c5de,#f7f7f7,#f4a582,#b2182b,#67001f"}
+SCALES = {
+    False: "#440154,#472d7b,#3b528b,#2c728e,#21918c,#28ae80,#5ec962,#addc30,#fde725",
+    True: "#053061,#2166ac,#92c5de,#f7f7f7,#f4a582,#b2182b,#67001f",
+}
 
 
 class TokensState(PanelState):
-    """prompt, other_prompt: text; an empty other_prompt is none, or the same one where there are two models. chat: put both
-    through the chat template. pos, other_pos: the tokens looked at, -1 for none. other: the second Result, if two are compared."""
+    """prompt, other_prompt: text; an empty other_prompt is none, or the same one where there are two models. chat: put
+    both through the chat template. pos, other_pos: the tokens looked at, -1 for none. other: the second Result, if
+    two are compared."""
 
     prompt = traitlets.Unicode()
     other_prompt = traitlets.Unicode()
@@ -43,7 +48,8 @@ class TokensState(PanelState):
 
 
 class Tokens(Panel):
-    """`panels.Tokens(model, "a prompt")` in a cell; Run computes, a click on a token lists what the model expects there.
+    """`panels.Tokens(model, "a prompt")` in a cell; Run computes, a click on a token lists what the model expects
+    there.
 
     `other_prompt=` compares two prompts of one model, `other_model=` two models on one prompt.
     """
@@ -67,29 +73,68 @@ class Tokens(Panel):
         self._drawn: dict[str, tuple] = {}
         self._both_differ = False
         reads_ids = " or ".join(m.name for m in self._models if m.tokenizer is None)
-        tip = f"Text the model reads; token ids for {reads_ids}, which has no tokenizer" if reads_ids else "Text the model reads"
+        tip = (
+            f"Text the model reads; token ids for {reads_ids}, which has no tokenizer"
+            if reads_ids
+            else "Text the model reads"
+        )
         self.prompt = labelled(widgets.Text, "Prompt", tip, "560px")
         empty = "the same prompt for both models" if other_model is not None else "no comparison"
-        self.other_prompt = labelled(widgets.Text, "Compare with", f"A second prompt; empty for {empty}", "560px", placeholder=f"empty: {empty}")
+        self.other_prompt = labelled(
+            widgets.Text, "Compare with", f"A second prompt; empty for {empty}", "560px", placeholder=f"empty: {empty}"
+        )
         has_chat = all(getattr(m.tokenizer, "chat_template", None) for m in self._models)
         self.chat = labelled(
-            widgets.Checkbox, "Chat template", "Put the prompt through the tokenizer's chat template" if has_chat else "No chat template here", "160px", indent=False
+            widgets.Checkbox,
+            "Chat template",
+            "Put the prompt through the tokenizer's chat template" if has_chat else "No chat template here",
+            "160px",
+            indent=False,
         )
         self.chat.disabled = not has_chat
-        self.colour = labelled(widgets.Dropdown, "Colour", "What colours the tokens", "300px", options=[(v, k) for k, v in views.QUANTITIES.items()])
-        self.top_k = labelled(widgets.IntSlider, "Top k", "How many of the likeliest tokens are shown", "300px", min=1, max=KEPT)
-        link(self.state, prompt=self.prompt, other_prompt=self.other_prompt, chat=self.chat, colour=self.colour, top_k=self.top_k)
+        self.colour = labelled(
+            widgets.Dropdown,
+            "Colour",
+            "What colours the tokens",
+            "300px",
+            options=[(v, k) for k, v in views.QUANTITIES.items()],
+        )
+        self.top_k = labelled(
+            widgets.IntSlider, "Top k", "How many of the likeliest tokens are shown", "300px", min=1, max=KEPT
+        )
+        link(
+            self.state,
+            prompt=self.prompt,
+            other_prompt=self.other_prompt,
+            chat=self.chat,
+            colour=self.colour,
+            top_k=self.top_k,
+        )
         self.start = widgets.Button(description="Run", button_style="primary", tooltip="Run the model on this prompt")
         self.start.on_click(lambda _: self.run())
         self.legend, self.bars = widgets.HTML(), plot_area()
-        self.strips = tuple(TokenStrip(layout=widgets.Layout(padding="2px 4px")) for _ in range(2))  # room for the frame of the chosen token
+        self.strips = tuple(
+            TokenStrip(layout=widgets.Layout(padding="2px 4px")) for _ in range(2)
+        )  # room for the frame of the chosen token
         self.heads, self.lists, self.all_tokens = ((widgets.HTML(), widgets.HTML()) for _ in range(3))
         for side, strip in enumerate(self.strips):
-            strip.observe(lambda change, side=side: self.attempt(lambda: self._choose(side, change["new"])), names="selected")
-        self.state.observe(lambda _: self.attempt(self._draw), names=["result", "other", "colour", "pos", "other_pos", "top_k"])
+            strip.observe(
+                lambda change, side=side: self.attempt(lambda: self._choose(side, change["new"])), names="selected"
+            )
+        self.state.observe(
+            lambda _: self.attempt(self._draw), names=["result", "other", "colour", "pos", "other_pos", "top_k"]
+        )
         self._columns = _side_by_side([[head, strip] for head, strip in zip(self.heads, self.strips, strict=True)])
         self._lists = _side_by_side([list(pair) for pair in zip(self.lists, self.all_tokens, strict=True)])
-        self.frame(row(self.prompt, self.start), row(self.other_prompt, self.chat), row(self.colour, self.top_k), self.legend, self._columns, self.bars, self._lists)
+        self.frame(
+            row(self.prompt, self.start),
+            row(self.other_prompt, self.chat),
+            row(self.colour, self.top_k),
+            self.legend,
+            self._columns,
+            self.bars,
+            self._lists,
+        )
         self._show_sides(1)
 
     @property
@@ -110,12 +155,17 @@ class Tokens(Panel):
         if other or self.other_model is not None:
             asked.append((self.other_model or self.model, other or prompt))
         both_differ = self.other_model is not None and other not in ("", prompt)
-        self.work(lambda progress: self._predict(asked, chat, progress), lambda results: self._take(results, both_differ))
+        self.work(
+            lambda progress: self._predict(asked, chat, progress), lambda results: self._take(results, both_differ)
+        )
         return self
 
     def _predict(self, asked: Sequence[tuple[Model, str]], chat: bool, progress: Progress) -> list[Result]:
         rows = [prompt_rows(model.tokenizer, [text])[0] if chat else prompt_ids(model, text) for model, text in asked]
-        return [self._compute(model, [ids], top_k=KEPT, progress=progress) for (model, _), ids in zip(asked, rows, strict=True)]
+        return [
+            self._compute(model, [ids], top_k=KEPT, progress=progress)
+            for (model, _), ids in zip(asked, rows, strict=True)
+        ]
 
     def _take(self, results: list[Result], both_differ: bool) -> None:
         first, second = results[0], results[1] if len(results) == 2 else None
@@ -181,7 +231,9 @@ class Tokens(Panel):
         title = (views.QUANTITIES | views.CHANGE)[self.state.colour]
         names = views.sides(results)
         self._show_sides(len(results))
-        for result, side_values, strip, head, listed, name in zip(results, values, self.strips, self.heads, self.all_tokens, names, strict=False):
+        for result, side_values, strip, head, listed, name in zip(
+            results, values, self.strips, self.heads, self.all_tokens, names, strict=False
+        ):
             data = views.one_prompt(result)
             strip.show(
                 data["read"].values,
@@ -213,7 +265,9 @@ class Tokens(Panel):
             return
         there = self._matches[side].get(pos)
         with self.state.hold_trait_notifications():
-            for field, value in zip(("pos", "other_pos") if side == 0 else ("other_pos", "pos"), (pos, there), strict=True):
+            for field, value in zip(
+                ("pos", "other_pos") if side == 0 else ("other_pos", "pos"), (pos, there), strict=True
+            ):
                 if value is not None:
                     setattr(self.state, field, value)
 
@@ -235,18 +289,29 @@ class Tokens(Panel):
 
 def _side_by_side(columns: Sequence[Sequence[widgets.Widget]]) -> widgets.HBox:
     layout = {"flex": "1 1 420px", "min_width": "0", "margin": "0 12px 0 0"}
-    return widgets.HBox([widgets.VBox(list(column), layout=widgets.Layout(**layout)) for column in columns], layout=widgets.Layout(flex_flow="row wrap", width="100%"))
+    return widgets.HBox(
+        [widgets.VBox(list(column), layout=widgets.Layout(**layout)) for column in columns],
+        layout=widgets.Layout(flex_flow="row wrap", width="100%"),
+    )
 
 
 def _scale(title: str, low: float, high: float, signed: bool) -> str:
     """The colour scale of the strips, which carry none."""
-    bar = f"<span role='presentation' style='display:inline-block;width:140px;height:12px;vertical-align:middle;background:linear-gradient(to right,{SCALES[signed]})'></span>"
+    bar = (
+        "<span role='presentation'"
+        " style='display:inline-block;width:140px;height:12px;vertical-align:middle;background:linear-gradient(to"
+        f" right,{SCALES[signed]})'></span>"
+    )
     return f"<span>{title}: {low:.3g} {bar} {high:.3g} nats; no colour: no value</span>"
 
 
 def _summary(result: Result, name: str) -> str:
     loss, bos = views.own_loss(result), result.data.attrs["bos"]
-    said = [f"{len(loss)} tokens", *([] if bos == "no BOS known" else [f"BOS {bos}"]), *([f"mean loss {np.nanmean(loss):.3g} nats"] if np.isfinite(loss).any() else [])]
+    said = [
+        f"{len(loss)} tokens",
+        *([] if bos == "no BOS known" else [f"BOS {bos}"]),
+        *([f"mean loss {np.nanmean(loss):.3g} nats"] if np.isfinite(loss).any() else []),
+    ]
     return f"<div style='line-height:1.4'>{f'<b>{html.escape(name)}</b><br>' if name else ''}{', '.join(said)}</div>"
 
 
@@ -255,12 +320,20 @@ def _comparison(first: Result, second: Result) -> list[str]:
     table, said = views.differences(first, second), []
     two_models = first.provenance.model != second.provenance.model
     if len(table):
-        places = [f"{_place(r.first_pos, r.first)} against {_place(r.second_pos, r.second)}" for r in table.head(3).itertuples()]
+        places = [
+            f"{_place(r.first_pos, r.first)} against {_place(r.second_pos, r.second)}"
+            for r in table.head(3).itertuples()
+        ]
         more = f"; and {len(table) - 3} more" if len(table) > 3 else ""
-        said.append(f"the two token lists differ in {len(table)} {'place' if len(table) == 1 else 'places'}: {'; '.join(places)}{more}")
+        said.append(
+            f"the two token lists differ in {len(table)} {'place' if len(table) == 1 else 'places'}:"
+            f" {'; '.join(places)}{more}"
+        )
     elif two_models and not np.array_equal(views.one_prompt(first)["read_id"], views.one_prompt(second)["read_id"]):
         said.append("the tokens read the same and have other ids: the two vocabularies differ")
-    elif np.array_equal(first.data["probability"], second.data["probability"]) and np.array_equal(first.data["token_id"], second.data["token_id"]):
+    elif np.array_equal(first.data["probability"], second.data["probability"]) and np.array_equal(
+        first.data["token_id"], second.data["token_id"]
+    ):
         said.append("both sides give exactly the same predictions: there is no difference to see")
     return said
 
@@ -272,18 +345,26 @@ def _place(pos: int, tokens: str) -> str:
 def _choices_html(result: Result, pos: int, top_k: int) -> str:
     table = views.choices(result, pos, top_k)
     shown = table.assign(token=table.token.map(views.visible), actual=np.where(table.actual, "←", ""))
-    return f"<p>These {len(table)} tokens hold {float(table.probability.sum()):.2%} of the probability</p>" + _listed(shown)
+    return f"<p>These {len(table)} tokens hold {float(table.probability.sum()):.2%} of the probability</p>" + _listed(
+        shown
+    )
 
 
 def _tokens_html(result: Result) -> str:
     """All tokens of a prompt, folded away."""
     table = views.token_table(result)
-    shown = table.head(TABLE_ROWS).assign(token=table.token.map(views.visible), likeliest=table.likeliest.map(views.visible))
+    shown = table.head(TABLE_ROWS).assign(
+        token=table.token.map(views.visible), likeliest=table.likeliest.map(views.visible)
+    )
     more = f"<p>the first {TABLE_ROWS} of {len(table)}; table() has all</p>" if len(table) > TABLE_ROWS else ""
-    about = "<p>loss (nats): of this token. entropy (nats), likeliest, probability: of the prediction made at its position.</p>"
+    about = (
+        "<p>loss (nats): of this token. entropy (nats), likeliest, probability: of the prediction made at its"
+        " position.</p>"
+    )
     return f"<details><summary>All tokens with ids</summary>{about}{_listed(shown)}{more}</details>"
 
 
 def _listed(table: pd.DataFrame) -> str:
     """A table in the lab's own dress for tables."""
-    return f"<div class='jp-RenderedHTMLCommon' style='display:inline-block'>{table.to_html(index=False, border=0, na_rep='', float_format=lambda x: f'{x:.4g}')}</div>"
+    shown = table.to_html(index=False, border=0, na_rep="", float_format=lambda x: f"{x:.4g}")
+    return f"<div class='jp-RenderedHTMLCommon' style='display:inline-block'>{shown}</div>"

@@ -1,4 +1,6 @@
-"""Papers: one folder each, `papers/<family>/<stem>/`, that offers Spec, run(), CLAIMS and figures. This file finds them by stem."""
+"""Papers: one folder each, `papers/<family>/<stem>/`, that offers Spec, run(), CLAIMS and figures. This file finds
+them by stem.
+"""
 
 import importlib
 from types import ModuleType

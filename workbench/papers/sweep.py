@@ -39,7 +39,8 @@ def sweep(
 
     Args:
         stem: which paper.
-        grid: {field of its Spec, dotted where nested: values}; `model` stands for `model.name`. Text is read by the field's type.
+        grid: {field of its Spec, dotted where nested: values}; `model` stands for `model.name`. Text is read by the
+            field's type.
         executor: from workbench.scale; in this process if not given.
         folder: where results and the table go; called again with the same one, what is finished is not run again.
         make_spec: (method, cell) -> Spec; by default `Spec.tiny()` with the cell's fields.
@@ -47,15 +48,24 @@ def sweep(
         progress: per run.
 
     Returns:
-        One row per run: the cell's fields, status, error, seconds, `passed` (every testable claim holds and every control
-        fails), `holds` (how many lines are as they should be, of those tested), and each claim's measured number under its text.
+        One row per run: the cell's fields, status, error, seconds, `passed` (every testable claim holds and every
+        control fails), `holds` (how many lines are as they should be, of those tested), and each claim's measured
+        number under its text.
 
     Raises:
         UnknownName, BadSpec: before the first run, if a field or a value is wrong.
     """
     module, cells = method(stem), grids.cells_of(grid)
     specs = [{"stem": stem, "spec": (make_spec or spec_of)(module, cell).to_dict()} for cell in cells]
-    return grids.sweep(f"{__name__}:run_method", cells, folder, specs=specs, executor=executor, retry_failed=retry_failed, progress=progress)
+    return grids.sweep(
+        f"{__name__}:run_method",
+        cells,
+        folder,
+        specs=specs,
+        executor=executor,
+        retry_failed=retry_failed,
+        progress=progress,
+    )
 
 
 def spec_of(module: ModuleType, cell: Mapping[str, Any]) -> Spec:
@@ -65,7 +75,11 @@ def spec_of(module: ModuleType, cell: Mapping[str, Any]) -> Spec:
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in cell.items()}
     named = {"model.name" if name == "model" else name: value for name, value in plain.items()}
     texts = {name: value for name, value in named.items() if isinstance(value, str)}
-    return module.Spec.tiny().with_strings(texts).replace(**{name: value for name, value in named.items() if name not in texts})
+    return (
+        module.Spec.tiny()
+        .with_strings(texts)
+        .replace(**{name: value for name, value in named.items() if name not in texts})
+    )
 
 
 def run_method(job: Mapping[str, Any], home: str) -> dict[str, Any]:
@@ -77,4 +91,10 @@ def run_method(job: Mapping[str, Any], home: str) -> dict[str, Any]:
     tested = [row for row in table.rows() if row["ok"] is not None]
     measured = {f"{row['kind']}: {row['text']}": row["measured"] for row in tested}
     commit = (result.provenance.git.get("commit") or "")[:8]
-    return {"commit": commit, "passed": table.passed, "holds": f"{sum(row['ok'] for row in tested)} of {len(tested)}", "model_name": result.provenance.model.get("name", ""), **measured}
+    return {
+        "commit": commit,
+        "passed": table.passed,
+        "holds": f"{sum(row['ok'] for row in tested)} of {len(tested)}",
+        "model_name": result.provenance.model.get("name", ""),
+        **measured,
+    }

@@ -52,7 +52,12 @@ def write_bundles(figures: dict[str, go.Figure], result: Result, folder: Path | 
             for form in FORMATS:
                 if (name, form) in drawn:
                     (new / f"figure.{form}").write_bytes(drawn[name, form])
-            about = {"figure": name, "command": f"workbench reproduce {name}", "caption": result.provenance.short(), "partial": result.partial}
+            about = {
+                "figure": name,
+                "command": f"workbench reproduce {name}",
+                "caption": result.provenance.short(),
+                "partial": result.partial,
+            }
             about |= {"sha256": files.sha256(new / "data.csv"), "provenance": result.provenance.to_dict()}
             files.write_text(new / "provenance.json", json.dumps(about, indent=1))
         written.append(folder / name)
@@ -61,7 +66,9 @@ def write_bundles(figures: dict[str, go.Figure], result: Result, folder: Path | 
 
 def _plain_columns(data: pd.DataFrame) -> pd.DataFrame:
     """Columns that mix numbers and words as words: parquet has one type a column."""
-    return data.assign(**{str(c): data[c].map(lambda v: v if v is None else str(v)) for c in data.columns if data[c].dtype == object})
+    return data.assign(
+        **{str(c): data[c].map(lambda v: v if v is None else str(v)) for c in data.columns if data[c].dtype == object}
+    )
 
 
 @dataclass(frozen=True)
@@ -92,15 +99,19 @@ class Reproduction:
         return "\n".join([f"{self.figure}: {verdict}", *(f"  {note}" for note in self.notes)])
 
 
-def reproduce(bundle: Path | str, run: Callable[[str, dict[str, Any], Progress], tuple[Result, dict[str, go.Figure]]], progress: Progress = SILENT) -> Reproduction:
+def reproduce(
+    bundle: Path | str,
+    run: Callable[[str, dict[str, Any], Progress], tuple[Result, dict[str, go.Figure]]],
+    progress: Progress = SILENT,
+) -> Reproduction:
     """Run the analysis of a bundle again and compare what its figure draws.
 
     Args:
         run: (stem, spec as JSON, progress) -> the Result and its figures.
 
     Raises:
-        BrokenResult: if the folder is no bundle, or its numbers are not those that were written. WorkbenchError: if the analysis
-        no longer draws a figure of that name.
+        BrokenResult: if the folder is no bundle, or its numbers are not those that were written. WorkbenchError: if the
+            analysis no longer draws a figure of that name.
     """
     about, before = _read(Path(bundle))
     old = Provenance.from_dict(about["provenance"])
@@ -110,11 +121,21 @@ def reproduce(bundle: Path | str, run: Callable[[str, dict[str, Any], Progress],
     now = pd.read_csv(_as_csv(drawn_data(figures[about["figure"]])))
     largest, moved = _difference(before, now)
     new = result.provenance
-    notes = [f"{name} was {was}, is {new.versions.get(name)}" for name, was in old.versions.items() if new.versions.get(name) != was]
+    notes = [
+        f"{name} was {was}, is {new.versions.get(name)}"
+        for name, was in old.versions.items()
+        if new.versions.get(name) != was
+    ]
     if old.model.get("weights") != new.model.get("weights"):
-        notes.append(f"the model's weights were {str(old.model.get('weights'))[:12]}, are {str(new.model.get('weights'))[:12]}")
+        notes.append(
+            f"the model's weights were {str(old.model.get('weights'))[:12]}, are {str(new.model.get('weights'))[:12]}"
+        )
     if old.git.get("commit") != new.git.get("commit") or old.git.get("dirty"):
-        notes.append(f"written at commit {str(old.git.get('commit') or 'unknown')[:8]}{' with changes' if old.git.get('dirty') else ''}, run at {str(new.git.get('commit') or 'unknown')[:8]}")
+        notes.append(
+            "written at commit"
+            f" {str(old.git.get('commit') or 'unknown')[:8]}{' with changes' if old.git.get('dirty') else ''}, run at"
+            f" {str(new.git.get('commit') or 'unknown')[:8]}"
+        )
     return Reproduction(about["figure"], len(before), largest, moved, tuple(notes))
 
 
@@ -123,18 +144,25 @@ def _read(bundle: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         about = json.loads((bundle / "provenance.json").read_text(encoding="utf-8"))
         wanted = {"figure", "provenance", "sha256"} - set(about)
     except (OSError, ValueError, TypeError):
-        raise BrokenResult(f"{bundle.name} holds no readable provenance.json; a figure bundle is a folder with {', '.join(RESULT_FILES)}") from None
+        raise BrokenResult(
+            f"{bundle.name} holds no readable provenance.json; a figure bundle is a folder with"
+            f" {', '.join(RESULT_FILES)}"
+        ) from None
     if wanted or not (bundle / "data.csv").is_file():
         raise BrokenResult(f"{bundle.name} lacks {', '.join(sorted(wanted)) or 'data.csv'}; write the bundle again")
     if files.sha256(bundle / "data.csv") != about["sha256"]:
-        raise BrokenResult(f"data.csv in {bundle.name} is not what was written (checksum differs); write the bundle again")
+        raise BrokenResult(
+            f"data.csv in {bundle.name} is not what was written (checksum differs); write the bundle again"
+        )
     return about, pd.read_csv(bundle / "data.csv")
 
 
 def _as_csv(data: pd.DataFrame) -> Any:
     import io
 
-    return io.StringIO(data.to_csv(index=False))  # both sides go through the same file format, or rounding would look like a difference
+    return io.StringIO(
+        data.to_csv(index=False)
+    )  # both sides go through the same file format, or rounding would look like a difference
 
 
 def _difference(before: pd.DataFrame, now: pd.DataFrame) -> tuple[float, int]:

@@ -1,4 +1,6 @@
-"""Two Results of one analysis side by side: claims, the numbers behind them with intervals, and figures laid over each other."""
+"""Two Results of one analysis side by side: claims, the numbers behind them with intervals, and figures laid over
+each other.
+"""
 
 import html
 import json
@@ -18,13 +20,20 @@ from workbench.views import theme
 
 from .sections import Block, Section, figure_html
 
-SAMPLED = ("example", "input", "seed", "prompt", "draw")  # dimensions along which numbers are drawn, so that a mean has an interval
+SAMPLED = (
+    "example",
+    "input",
+    "seed",
+    "prompt",
+    "draw",
+)  # dimensions along which numbers are drawn, so that a mean has an interval
 N_DRAWS, LEVEL = 2000, 0.95
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """claims: one row a claim with both numbers and verdicts. numbers: one row per measured array, B - A with its interval.
+    """claims: one row a claim with both numbers and verdicts. numbers: one row per measured array, B - A with its
+    interval.
     figures: {name: A and B in one figure}. notes: what differs between the two runs besides the numbers."""
 
     stem: str
@@ -34,7 +43,9 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare(a: Result, b: Result, claims: Sequence[Claim], figures_a: dict[str, go.Figure], figures_b: dict[str, go.Figure]) -> Comparison:
+def compare(
+    a: Result, b: Result, claims: Sequence[Claim], figures_a: dict[str, go.Figure], figures_b: dict[str, go.Figure]
+) -> Comparison:
     """Compare two Results of one stem.
 
     Raises:
@@ -45,9 +56,18 @@ def compare(a: Result, b: Result, claims: Sequence[Claim], figures_a: dict[str, 
     rows = []
     for one, other in zip(check(a, claims).lines, check(b, claims).lines, strict=True):
         rows.append(
-            {"kind": one.claim.kind, "statement": one.claim.text, "A": one.measured, "B": other.measured, "B - A": other.measured - one.measured,
-             "expected": one.expected, "verdict A": one.words, "verdict B": other.words, "agree": one.verdict == other.verdict}
-        )  # fmt: skip
+            {
+                "kind": one.claim.kind,
+                "statement": one.claim.text,
+                "A": one.measured,
+                "B": other.measured,
+                "B - A": other.measured - one.measured,
+                "expected": one.expected,
+                "verdict A": one.words,
+                "verdict B": other.words,
+                "agree": one.verdict == other.verdict,
+            }
+        )
     shared = [name for name in figures_a if name in figures_b]
     overlaid = {name: overlay(figures_a[name], figures_b[name], a, b) for name in shared}
     return Comparison(a.stem, pd.DataFrame(rows), numbers(a.data, b.data), overlaid, tuple(_differences(a, b)))
@@ -57,9 +77,9 @@ def numbers(a: xr.Dataset, b: xr.Dataset) -> pd.DataFrame:
     """Means of every numeric array that both have with the same places, and the interval of their difference.
 
     Returns:
-        One row per array: variable, unit, n (draws of A and B), A, B, difference (B - A), low, high (95 % bootstrap), paired. Where
-        the draws are the same ones (equal labels), their differences are resampled together; low and high are nan where an
-        array has no dimension of draws.
+        One row per array: variable, unit, n (draws of A and B), A, B, difference (B - A), low, high (95 % bootstrap),
+        paired. Where the draws are the same ones (equal labels), their differences are resampled together; low and high
+        are nan where an array has no dimension of draws.
     """
     rows = []
     for name, left in a.data_vars.items():
@@ -74,14 +94,30 @@ def numbers(a: xr.Dataset, b: xr.Dataset) -> pd.DataFrame:
         paired = along is not None and np.array_equal(x[along].values, y[along].values)
         low, high = _interval(x.values, y.values, paired) if along is not None else (float("nan"), float("nan"))
         n = f"{x.size} and {y.size}"
-        rows.append({"variable": name, "unit": left.attrs.get("unit", ""), "n": n, "A": float(x.mean()), "B": float(y.mean()), "difference": float(y.mean() - x.mean()), "low": low, "high": high, "paired": paired})
+        rows.append(
+            {
+                "variable": name,
+                "unit": left.attrs.get("unit", ""),
+                "n": n,
+                "A": float(x.mean()),
+                "B": float(y.mean()),
+                "difference": float(y.mean() - x.mean()),
+                "low": low,
+                "high": high,
+                "paired": paired,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def _interval(x: np.ndarray, y: np.ndarray, paired: bool) -> tuple[float, float]:
     if paired:
         gaps = (y - x)[np.isfinite(y - x)]
-        return bootstrap_interval(gaps, level=LEVEL, n_draws=N_DRAWS, seed=0) if len(gaps) > 1 else (float("nan"), float("nan"))
+        return (
+            bootstrap_interval(gaps, level=LEVEL, n_draws=N_DRAWS, seed=0)
+            if len(gaps) > 1
+            else (float("nan"), float("nan"))
+        )
     x, y = x[np.isfinite(x)], y[np.isfinite(y)]
     if min(len(x), len(y)) < 2:
         return float("nan"), float("nan")
@@ -101,23 +137,39 @@ def overlay(a: go.Figure, b: go.Figure, of_a: Result, of_b: Result) -> go.Figure
     for trace in b.data:
         copy = type(trace)(trace.to_plotly_json() | {"name": f"B: {trace.name or ''}", "opacity": 0.65})
         if trace.type == "scatter":
-            copy.update(line={"dash": "dash"}) if (trace.line.dash or "solid") == "solid" else copy.update(line={"dash": "dot"})
+            (
+                copy.update(line={"dash": "dash"})
+                if (trace.line.dash or "solid") == "solid"
+                else copy.update(line={"dash": "dot"})
+            )
         both.add_trace(copy)
-    both.update_layout(showlegend=True, title=f"{a.layout.title.text or ''} - A solid, B dashed", meta={"alt": f"Two runs in one figure. A: {_alt(a)} B: {_alt(b)}"})
+    both.update_layout(
+        showlegend=True,
+        title=f"{a.layout.title.text or ''} - A solid, B dashed",
+        meta={"alt": f"Two runs in one figure. A: {_alt(a)} B: {_alt(b)}"},
+    )
     return _captioned(both, of_a, of_b)
 
 
 def _heat_difference(a: go.Figure, b: go.Figure, of_a: Result, of_b: Result) -> go.Figure:
     one, other = (np.asarray(f.data[0].z, float) for f in (a, b))
-    same = one.shape == other.shape and all(list(p if p is not None else []) == list(q if q is not None else []) for p, q in ((a.data[0].x, b.data[0].x), (a.data[0].y, b.data[0].y)))
+    same = one.shape == other.shape and all(
+        list(p if p is not None else []) == list(q if q is not None else [])
+        for p, q in ((a.data[0].x, b.data[0].x), (a.data[0].y, b.data[0].y))
+    )
     if not same:
         figure = go.Figure(b)
         figure.update_layout(title=f"{b.layout.title.text or ''} - B alone: its places are not those of A")
         return _captioned(figure, of_a, of_b)
     figure = go.Figure(a)
     gap = other - one
-    figure.data[0].update(z=gap, colorscale=theme.SIGNED, reversescale=True, text=None, texttemplate=None, **theme.signed_limits(gap))
-    figure.update_layout(title=f"{a.layout.title.text or ''} - B minus A", meta={"alt": f"Difference of two maps, largest size {np.nanmax(np.abs(gap)):.3g}. A: {_alt(a)}"})
+    figure.data[0].update(
+        z=gap, colorscale=theme.SIGNED, reversescale=True, text=None, texttemplate=None, **theme.signed_limits(gap)
+    )
+    figure.update_layout(
+        title=f"{a.layout.title.text or ''} - B minus A",
+        meta={"alt": f"Difference of two maps, largest size {np.nanmax(np.abs(gap)):.3g}. A: {_alt(a)}"},
+    )
     return _captioned(figure, of_a, of_b)
 
 
@@ -134,7 +186,11 @@ def _alt(figure: go.Figure) -> str:
 
 
 def _differences(a: Result, b: Result) -> list[str]:
-    found = [f"spec.{key}: {a.spec.get(key)!r} in A, {b.spec.get(key)!r} in B" for key in sorted(set(a.spec) | set(b.spec)) if a.spec.get(key) != b.spec.get(key)]
+    found = [
+        f"spec.{key}: {a.spec.get(key)!r} in A, {b.spec.get(key)!r} in B"
+        for key in sorted(set(a.spec) | set(b.spec))
+        if a.spec.get(key) != b.spec.get(key)
+    ]
     for key in ("name", "weights", "dtype", "device", "processing"):
         one, other = a.provenance.model.get(key), b.provenance.model.get(key)
         if one != other:
@@ -145,7 +201,14 @@ def _differences(a: Result, b: Result) -> list[str]:
 
 def comparison_section(found: Comparison) -> Section:
     """A comparison as a Section, for every kind of document."""
-    table = lambda frame: frame.to_html(index=False, border=0, float_format=lambda v: f"{v:.3g}", na_rep="-") if len(frame) else "<p>none in common</p>"  # noqa: E731
+
+    def table(frame):
+        return (
+            frame.to_html(index=False, border=0, float_format=lambda v: f"{v:.3g}", na_rep="-")
+            if len(frame)
+            else "<p>none in common</p>"
+        )
+
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.notes) or "<li>nothing but the numbers</li>"
     blocks = [
         Block("text", f"<h1>{html.escape(found.stem)}: two runs compared</h1>", 1),

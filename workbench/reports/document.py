@@ -1,4 +1,5 @@
-"""Sections as one document: a page to scroll, or a PDF of it (slides: slides.py), each a single file that asks for nothing.
+"""Sections as one document: a page to scroll, or a PDF of it (slides: slides.py), each a single file that asks for
+nothing.
 
 plotly.js is written into the file once. The page follows the reader's light or dark setting and prints; code is folded.
 PDF needs a Chromium or Chrome, whose print keeps lines and text as vectors.
@@ -41,7 +42,12 @@ def write_html(path: Path | str, sections: Sequence[Section]) -> Path:
 def page_html(sections: Sequence[Section]) -> str:
     """The page as text."""
     many = len(sections) > 1
-    body = "".join([front(sections) if many else "", *(_section_html(s, f"part-{i}" if many else "") for i, s in enumerate(sections))])
+    body = "".join(
+        [
+            front(sections) if many else "",
+            *(_section_html(s, f"part-{i}" if many else "") for i, s in enumerate(sections)),
+        ]
+    )
     title = html.escape(sections[0].title if len(sections) == 1 else f"{len(sections)} analyses")
     return f"""<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
 <title>{title}</title><style>{STYLE}{_MORE}{_code_style()}</style><script>{get_plotlyjs()}</script></head><body>{body}
@@ -57,20 +63,31 @@ def _section_html(section: Section, anchor: str) -> str:
             parts.append(f"<figure>{block.html}</figure>")
         else:
             parts.append(f"<div class={block.kind}>{block.html}</div>")
-    notes = f"<p class=warn>{section.n_failed} cell{'s' if section.n_failed > 1 else ''} of this notebook failed and are shown as such.</p>" if section.n_failed else ""
+    notes = (
+        f"<p class=warn>{section.n_failed} cell{'s' if section.n_failed > 1 else ''} of this notebook failed and are"
+        " shown as such.</p>"
+        if section.n_failed
+        else ""
+    )
     origins = "".join(f"<li>{html.escape(line)}</li>" for line in section.origins)
     end = f"<h2>Provenance</h2><ul class=soft>{origins}</ul>" if origins else ""
-    return f"<section class=stem id={anchor}>{notes}{''.join(parts)}{end}</section>" if anchor else f"{notes}{''.join(parts)}{end}"
-
-
-
+    return (
+        f"<section class=stem id={anchor}>{notes}{''.join(parts)}{end}</section>"
+        if anchor
+        else f"{notes}{''.join(parts)}{end}"
+    )
 
 
 def _code_style() -> str:
     from pygments.formatters import HtmlFormatter
 
     dark = HtmlFormatter(style=_PYGMENTS_DARK).get_style_defs(".highlight")
-    return HtmlFormatter().get_style_defs(".highlight") + "@media(prefers-color-scheme:dark){" + dark + "}.highlight pre{background:var(--card)}"
+    return (
+        HtmlFormatter().get_style_defs(".highlight")
+        + "@media(prefers-color-scheme:dark){"
+        + dark
+        + "}.highlight pre{background:var(--card)}"
+    )
 
 
 # ---- PDF ----
@@ -89,14 +106,26 @@ def write_pdf(path: Path | str, sections: Sequence[Section], *, timeout: float =
     with tempfile.TemporaryDirectory() as room:
         source, printed = Path(room) / "page.html", Path(room) / "page.pdf"
         source.write_text(page_html(sections), encoding="utf-8")
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-pdf-header-footer", f"--user-data-dir={room}/profile"]
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-pdf-header-footer",
+            f"--user-data-dir={room}/profile",
+        ]
         command = [browser, *options, "--virtual-time-budget=60000", f"--print-to-pdf={printed}", source.as_uri()]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise WorkbenchError(f"the browser did not print {path.name} within {timeout:.0f} s; write HTML and print that") from None
+            raise WorkbenchError(
+                f"the browser did not print {path.name} within {timeout:.0f} s; write HTML and print that"
+            ) from None
         if not printed.is_file():
-            raise WorkbenchError(f"the browser printed nothing ({done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f'exit code {done.returncode}'})")
+            raise WorkbenchError(
+                "the browser printed nothing"
+                f" ({done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f'exit code {done.returncode}'})"
+            )
         return files.write_bytes(path, printed.read_bytes())
 
 

@@ -1,4 +1,6 @@
-"""What documents of every kind share: the first page over several analyses, and the script that draws their live figures."""
+"""What documents of every kind share: the first page over several analyses, and the script that draws their live
+figures.
+"""
 
 import html
 from collections.abc import Sequence
@@ -30,13 +32,26 @@ def front(sections: Sequence[Section]) -> str:
         failed = f"<span class=bad>{s.n_failed} failed</span>" if s.n_failed else "all ran"
         held, of_ours = cells
         rows.append(
-            f"<tr><td>{family}</td><td><a href='#part-{i}'>{html.escape(s.title)}</a></td><td>{held}</td>"
-            f"<td>{claims.get(FAILS, 0)}</td><td>{open_}</td><td class={shade}>{text}</td><td>{of_ours}</td><td>{failed}</td></tr>"
+            f"<tr><td>{family}</td><td><a"
+            f" href='#part-{i}'>{html.escape(s.title)}</a></td><td>{held}</td><td>{claims.get(FAILS, 0)}</td><td>{open_}</td><td"
+            f" class={shade}>{text}</td><td>{of_ours}</td><td>{failed}</td></tr>"
         )
-    titles = ("family", "analysis", "claims that hold", "do not hold", "not shown, undecided, not testable", "controls that fail, as they must", "our own lines that hold", "cells")
+    titles = (
+        "family",
+        "analysis",
+        "claims that hold",
+        "do not hold",
+        "not shown, undecided, not testable",
+        "controls that fail, as they must",
+        "our own lines that hold",
+        "cells",
+    )
     head = "".join(f"<th>{h}</th>" for h in titles)
-    origins = "".join(f"<tr><td>{html.escape(s.stem)}</td><td>{'<br>'.join(html.escape(o) for o in s.origins) or '-'}</td></tr>" for s in sections)
+    origins = "".join(
+        f"<tr><td>{html.escape(s.stem)}</td><td>{'<br>'.join(html.escape(o) for o in s.origins) or '-'}</td></tr>"
+        for s in sections
+    )
     environment = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"""<h1>{len(sections)} analyses</h1><h2>Claims and controls</h2><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>
+    return f"""<h1>{len(sections)} analyses</h1><h2>Claims and controls</h2><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>
 <h2>Models</h2><table><thead><tr><th>analysis</th><th>model, weights, precision, device, seed, commit, date</th></tr></thead><tbody>{origins}</tbody></table>
 <p class=soft>{html.escape(environment)}</p>"""

@@ -22,7 +22,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 MAX_BYTES = 44_000  # of a picture in a notebook; 60 kB once it is written as base64
 SCALES = (1.0, 0.8, 0.65, 0.5, 0.4)
-NO_BROWSER = "no PNG was drawn: kaleido needs Chromium or Chrome (Debian: apt-get install chromium; elsewhere: kaleido_get_chrome)"
+NO_BROWSER = (
+    "no PNG was drawn: kaleido needs Chromium or Chrome (Debian: apt-get install chromium; elsewhere:"
+    " kaleido_get_chrome)"
+)
 
 
 def find_browser() -> str | None:
@@ -36,7 +39,9 @@ def find_browser() -> str | None:
 _pool: ThreadPoolExecutor | None = None
 
 
-def pictures(figures: dict[str, go.Figure], forms: Sequence[str] = ("png",), *, scale: float = 2.0, timeout: float = 60.0) -> tuple[dict[tuple[str, str], bytes], str]:
+def pictures(
+    figures: dict[str, go.Figure], forms: Sequence[str] = ("png",), *, scale: float = 2.0, timeout: float = 60.0
+) -> tuple[dict[tuple[str, str], bytes], str]:
     """Figures as pictures, from a browser that stays open for the next call (2 s for the first picture, 0.2 s after).
 
     Args:
@@ -44,7 +49,8 @@ def pictures(figures: dict[str, go.Figure], forms: Sequence[str] = ("png",), *, 
         timeout: seconds for each picture.
 
     Returns:
-        {(name, form): file contents}, and a sentence saying what went wrong, empty if nothing did; what was drawn before is kept.
+        {(name, form): file contents}, and a sentence saying what went wrong, empty if nothing did; what was drawn
+        before is kept.
     """
     global _pool
     drawn: dict[tuple[str, str], bytes] = {}
@@ -62,12 +68,20 @@ def pictures(figures: dict[str, go.Figure], forms: Sequence[str] = ("png",), *, 
                 _pool = None  # its thread hangs; the next call gets another
                 return drawn, f"drawing {name}.{form} took longer than {timeout:.0f} s and was left"
             except Exception as found:  # kaleido and its browser fail in many ways, none of which may cost the analysis
-                return drawn, f"drawing {name}.{form} failed: {type(found).__name__}: {str(found).splitlines()[0] if str(found) else ''}"
+                return (
+                    drawn,
+                    (
+                        f"drawing {name}.{form} failed: {type(found).__name__}:"
+                        f" {str(found).splitlines()[0] if str(found) else ''}"
+                    ),
+                )
     return drawn, ""
 
 
 def small_picture(figure: go.Figure) -> tuple[bytes, str]:
-    """PNG of at most MAX_BYTES, as large as that allows, for notebooks; and a sentence saying what went wrong, one of the two empty."""
+    """PNG of at most MAX_BYTES, as large as that allows, for notebooks; and a sentence saying what went wrong, one
+    of the two empty.
+    """
     content = b""
     for scale in SCALES:
         drawn, problem = pictures({"figure": figure}, scale=scale)
@@ -76,7 +90,13 @@ def small_picture(figure: go.Figure) -> tuple[bytes, str]:
         content = in_palette(drawn["figure", "png"])
         if len(content) <= MAX_BYTES:
             return content, ""
-    return b"", f"a figure is larger than {MAX_BYTES // 1000} kB even at {SCALES[-1]:g} of its size ({len(content) // 1000} kB), so no picture of it is kept"
+    return (
+        b"",
+        (
+            f"a figure is larger than {MAX_BYTES // 1000} kB even at {SCALES[-1]:g} of its size ({len(content) // 1000}"
+            " kB), so no picture of it is kept"
+        ),
+    )
 
 
 def in_palette(png: bytes) -> bytes:
@@ -88,8 +108,12 @@ def in_palette(png: bytes) -> bytes:
     return small.getvalue()
 
 
-def write_pngs(figures: dict[str, go.Figure], folder: Path | str, *, scale: float = 2.0, timeout: float = 60.0) -> tuple[list[Path], str]:
-    """Write NAME.png for every figure. Returns the files written, and a sentence saying what went wrong, empty if nothing did."""
+def write_pngs(
+    figures: dict[str, go.Figure], folder: Path | str, *, scale: float = 2.0, timeout: float = 60.0
+) -> tuple[list[Path], str]:
+    """Write NAME.png for every figure. Returns the files written, and a sentence saying what went wrong, empty if
+    nothing did.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not figures:

@@ -1,4 +1,5 @@
-"""What the project offers, as generated text: the table of papers in README, notebooks/README.md, and a page of key figures.
+"""What the project offers, as generated text: the table of papers in README, notebooks/README.md, and a page of key
+figures.
 
 Read from the catalogue and from the committed notebooks: the claims cell says what was last checked, pictures are those
 that `workbench publish` left. Nothing is run.
@@ -45,7 +46,9 @@ def entries(root: Path) -> list[Entry]:
     """Every ready paper that has a notebook, by family."""
     order = list(FAMILIES)
     ready = sorted((p for p in PAPERS.values() if p.is_ready), key=lambda p: order.index(p.family))
-    return [_entry(paper, root) for paper in ready if (root / "notebooks" / paper.family / f"{paper.stem}.ipynb").is_file()]
+    return [
+        _entry(paper, root) for paper in ready if (root / "notebooks" / paper.family / f"{paper.stem}.ipynb").is_file()
+    ]
 
 
 def _entry(paper: Paper, root: Path) -> Entry:
@@ -73,20 +76,35 @@ def papers_table(found: list[Entry]) -> str:
     rows = ["| family | about | ready, with the claims last checked | planned |", "|---|---|---|---|"]
     for family, about in FAMILIES.items():
         ready = [e for e in found if e.paper.family == family]
-        planned = [p.stem for p in PAPERS.values() if p.family == family and p.stem not in {e.paper.stem for e in ready}]
-        rows.append(f"| {family} | {about} | {'<br>'.join(f'[{e.paper.title}]({e.path}): {e.checked}' for e in ready)} | {', '.join(planned)} |")
+        planned = [
+            p.stem for p in PAPERS.values() if p.family == family and p.stem not in {e.paper.stem for e in ready}
+        ]
+        rows.append(
+            f"| {family} | {about} | {'<br>'.join(f'[{e.paper.title}]({e.path}): {e.checked}' for e in ready)} |"
+            f" {', '.join(planned)} |"
+        )
     return "\n".join(rows)
 
 
 def notebooks_readme(found: list[Entry]) -> str:
     """notebooks/README.md."""
-    parts = ["# Notebooks", "", "Written by `workbench index`; `workbench lab` opens them. Start with [the tour](tour.ipynb); [guides](guides/) show the tools.", ""]
+    parts = [
+        "# Notebooks",
+        "",
+        (
+            "Written by `workbench index`; `workbench lab` opens them. Start with [the tour](tour.ipynb);"
+            " [guides](guides/) show the tools."
+        ),
+        "",
+    ]
     for family, about in FAMILIES.items():
         parts += [f"## {family}", "", f"{about[0].upper()}{about[1:]}.", ""]
         ready = [e for e in found if e.paper.family == family]
         for e in ready:
             parts += [f"- [{e.title}]({family}/{e.paper.stem}.ipynb): {e.checked}"]
-        planned = [p.title for p in PAPERS.values() if p.family == family and p.stem not in {e.paper.stem for e in ready}]
+        planned = [
+            p.title for p in PAPERS.values() if p.family == family and p.stem not in {e.paper.stem for e in ready}
+        ]
         parts += [f"- planned: {'; '.join(planned)}", ""] if planned else [""]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -102,12 +120,19 @@ def generated(root: Path) -> dict[Path, str]:
     if START not in text or END not in text:
         raise BadData(f"README.md lacks the line {START!r} or {END!r}; the table stands between them")
     before, after = text.split(START, 1)[0], text.split(END, 1)[1]
-    return {readme: f"{before}{START}\n{papers_table(found)}\n{END}{after}", root / "notebooks" / "README.md": notebooks_readme(found)}
+    return {
+        readme: f"{before}{START}\n{papers_table(found)}\n{END}{after}",
+        root / "notebooks" / "README.md": notebooks_readme(found),
+    }
 
 
 def stale(root: Path) -> list[str]:
     """Names of generated files that do not say what they should."""
-    return [path.relative_to(root).as_posix() for path, text in generated(root).items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    return [
+        path.relative_to(root).as_posix()
+        for path, text in generated(root).items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
 
 
 def write_index(root: Path) -> list[Path]:
@@ -119,8 +144,18 @@ def write_gallery(path: Path | str, root: Path) -> Path:
     """All key figures of the committed notebooks on one page that asks for nothing."""
     parts = []
     for e in entries(root):
-        shown = "".join(f"<figure><img alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{png}'><figcaption>{html.escape(alt)}</figcaption></figure>" for alt, png in e.pictures)
-        parts.append(f"<h2>{html.escape(e.title)}</h2><p class=soft>{e.paper.family} · {html.escape(e.checked)} · {e.path}</p>{shown or '<p>no pictures yet: workbench publish makes them</p>'}")
+        shown = "".join(
+            f"<figure><img alt='{html.escape(alt, quote=True)}'"
+            f" src='data:image/png;base64,{png}'><figcaption>{html.escape(alt)}</figcaption></figure>"
+            for alt, png in e.pictures
+        )
+        parts.append(
+            f"<h2>{html.escape(e.title)}</h2><p class=soft>{e.paper.family} · {html.escape(e.checked)} ·"
+            f" {e.path}</p>{shown or '<p>no pictures yet: workbench publish makes them</p>'}"
+        )
     more = "figure img{max-width:100%}figcaption{padding:.4em 1em;font-size:.85em;color:#444}"
-    page = f"<!doctype html><html lang=en><head><meta charset=utf-8><title>Key figures</title><style>{STYLE}{more}</style></head><body><h1>Key figures</h1>{''.join(parts)}</body></html>"
+    page = (
+        "<!doctype html><html lang=en><head><meta charset=utf-8><title>Key"
+        f" figures</title><style>{STYLE}{more}</style></head><body><h1>Key figures</h1>{''.join(parts)}</body></html>"
+    )
     return files.write_text(path, page)

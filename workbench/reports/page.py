@@ -1,4 +1,5 @@
-"""One self-contained HTML page: a Result with its claims, or a view with its numbers, with figures, warnings and provenance.
+"""One self-contained HTML page: a Result with its claims, or a view with its numbers, with figures, warnings and
+provenance.
 
 plotly.js is written into the page once (about 5 MB), so it opens without a network; it follows the reader's light or
 dark setting and prints. Nothing in it names a path of the machine that made it.
@@ -41,17 +42,28 @@ def write_page(path: Path | str, result: Result, table: ClaimsTable, figures: di
     """
     paper = PAPERS.get(result.stem)
     body = f"<h2>Claims and controls</h2>{table._repr_html_()}<h2>Figures</h2>{_drawn(figures)}"
-    return files.write_text(path, _page(paper.title if paper else result.stem, result.stem, list(result.warnings), body, result))
+    return files.write_text(
+        path, _page(paper.title if paper else result.stem, result.stem, list(result.warnings), body, result)
+    )
 
 
-def write_view(path: Path | str, title: str, figures: dict[str, go.Figure], table: pd.DataFrame, result: Result | None = None, notices: Sequence[str] = ()) -> Path:
+def write_view(
+    path: Path | str,
+    title: str,
+    figures: dict[str, go.Figure],
+    table: pd.DataFrame,
+    result: Result | None = None,
+    notices: Sequence[str] = (),
+) -> Path:
     """Write the page of something looked at, such as a panel: figures, the numbers behind them, notices, provenance.
 
     Args:
         path: the file to write, in one step. result: whose provenance is shown, if there is one.
         figures: {name: Figure}, in the order to show. table: every row goes into the page.
     """
-    numbers = table.to_html(index=False, border=0, float_format=lambda x: f"{x:.5g}") if len(table) else "<p>no rows</p>"
+    numbers = (
+        table.to_html(index=False, border=0, float_format=lambda x: f"{x:.5g}") if len(table) else "<p>no rows</p>"
+    )
     body = f"{_drawn(figures)}<h2>Numbers</h2><details open><summary>{len(table)} rows</summary>{numbers}</details>"
     return files.write_text(path, _page(title, "", [*notices, *(result.warnings if result else ())], body, result))
 
@@ -60,10 +72,17 @@ def _page(title: str, above: str, notices: Sequence[str], body: str, result: Res
     title = html.escape(title)
     notes = "".join(f"<p class=warn>{html.escape(w)}</p>" for w in notices)
     if result is not None and result.partial:
-        notes = "<p class=warn>This run was cancelled: what was finished is shown, and no claim is tested on it.</p>" + notes
+        notes = (
+            "<p class=warn>This run was cancelled: what was finished is shown, and no claim is tested on it.</p>"
+            + notes
+        )
     short = html.escape(result.provenance.short()) if result is not None else ""
     about = "" if result is None else html.escape(json.dumps(_shareable(result), indent=1))
-    provenance = f"<h2>Provenance</h2><details><summary>Spec, model, data, versions</summary><pre>{about}</pre></details>" if about else ""
+    provenance = (
+        f"<h2>Provenance</h2><details><summary>Spec, model, data, versions</summary><pre>{about}</pre></details>"
+        if about
+        else ""
+    )
     return f"""<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
 <title>{title}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>
 <p class=soft>{html.escape(above)}</p><h1>{title}</h1><p class=soft>{short}</p>{notes}{body}{provenance}</body></html>"""
@@ -71,7 +90,8 @@ def _page(title: str, above: str, notices: Sequence[str], body: str, result: Res
 
 def _drawn(figures: dict[str, go.Figure]) -> str:
     return "".join(
-        f"<figure role=img aria-label={html.escape(json.dumps(_alt(figure)))}>{figure.to_html(include_plotlyjs=False, full_html=False, div_id=name)}</figure>"
+        "<figure role=img"
+        f" aria-label={html.escape(json.dumps(_alt(figure)))}>{figure.to_html(include_plotlyjs=False, full_html=False, div_id=name)}</figure>"
         for name, figure in figures.items()
     )
 

@@ -1,6 +1,7 @@
 """A folder for a review: the Result, one HTML page, the claims, the provenance, and every figure as a picture.
 
-The command line fills the folder a run was given; the Run panel makes a new one. Cost: about 3 s a figure, for the PNGs.
+The command line fills the folder a run was given; the Run panel makes a new one. Cost: about 3 s a figure, for the
+PNGs.
 """
 
 import json
@@ -17,7 +18,9 @@ from .images import write_pngs
 from .page import write_page
 
 
-def write_review(result: Result, claims: ClaimsTable, figures: dict[str, go.Figure], folder: Path | str) -> tuple[Path, str]:
+def write_review(
+    result: Result, claims: ClaimsTable, figures: dict[str, go.Figure], folder: Path | str
+) -> tuple[Path, str]:
     """Everything a reviewer needs, in one new folder: what `write_documents` writes, and the Result in result/.
 
     Returns:
@@ -35,7 +38,9 @@ def write_review(result: Result, claims: ClaimsTable, figures: dict[str, go.Figu
     return folder, trouble
 
 
-def write_documents(result: Result, claims: ClaimsTable, figures: dict[str, go.Figure], folder: Path) -> tuple[Path, str]:
+def write_documents(
+    result: Result, claims: ClaimsTable, figures: dict[str, go.Figure], folder: Path
+) -> tuple[Path, str]:
     """report.html, claims.json, provenance.json and figures/NAME.png, each written in one step.
 
     Returns:

@@ -22,8 +22,12 @@ from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.core.result import Result
 
-Kind = Literal["text", "code", "output", "aside", "figure", "failed"]  # aside: what a setup cell says, or a table says better; left out of slides
-VERDICT_COLUMN = "verdict</th>"  # of a claims table (core/claims.py), which says more than the verdicts printed for nbval
+Kind = Literal[
+    "text", "code", "output", "aside", "figure", "failed"
+]  # aside: what a setup cell says, or a table says better; left out of slides
+VERDICT_COLUMN = (  # of a claims table (core/claims.py), which says more than the verdicts printed for nbval
+    "verdict</th>"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Section:
-    """A notebook or a Result. verdicts: rows of kind, text, verdict. origins: where its numbers came from, a line each."""
+    """A notebook or a Result. verdicts: rows of kind, text, verdict. origins: where its numbers came from, a line
+    each.
+    """
 
     title: str
     stem: str
@@ -54,7 +60,8 @@ class Section:
 
 
 def execute(path: Path | str, *, timeout: float = 1800, progress: Progress = SILENT) -> Any:
-    """Run a notebook in its folder, every cell whatever the others do, and return it with its outputs; the file is not touched.
+    """Run a notebook in its folder, every cell whatever the others do, and return it with its outputs; the file is not
+    touched.
 
     Raises:
         BadData: if the file is no notebook. Cancelled: from `progress`, between cells.
@@ -67,7 +74,14 @@ def execute(path: Path | str, *, timeout: float = 1800, progress: Progress = SIL
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(notebook, timeout=int(timeout), allow_errors=True, coalesce_streams=True, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(
+        notebook,
+        timeout=int(timeout),
+        allow_errors=True,
+        coalesce_streams=True,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+    )
     n_code = sum(cell.cell_type == "code" for cell in notebook.cells)
     with client.setup_kernel():
         done = 0
@@ -98,7 +112,10 @@ def read_notebook(path: Path) -> Any:
     try:
         return nbformat.read(path, as_version=4)
     except OSError as found:
-        raise BadData(f"{path.name} cannot be read ({found.strerror}); give a notebook, a stem of `workbench list` or a result folder") from None
+        raise BadData(
+            f"{path.name} cannot be read ({found.strerror}); give a notebook, a stem of `workbench list` or a result"
+            " folder"
+        ) from None
     except Exception as found:
         raise BadData(f"{path.name} is no Jupyter notebook ({type(found).__name__})") from None
 
@@ -108,7 +125,11 @@ def notebook_section(notebook: Any, stem: str, folder: Path | None = None) -> Se
     blocks: list[Block] = []
     verdicts: list[dict[str, str]] = []
     origins: list[str] = []
-    has_table = any(VERDICT_COLUMN in output.get("data", {}).get("text/html", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    has_table = any(
+        VERDICT_COLUMN in output.get("data", {}).get("text/html", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         is_repeated = has_table and "nbval-check-output" in tags
@@ -121,8 +142,25 @@ def notebook_section(notebook: Any, stem: str, folder: Path | None = None) -> Se
         for output in cell.outputs:
             found = _output(output, origins)
             if is_repeated:
-                found = [replace(b, html=f"<details><summary>the verdicts as printed, which the tests compare</summary>{b.html}</details>") if b.kind == "output" else b for b in found]
-            blocks += [replace(b, kind="aside") if b.kind == "output" else b for b in found] if is_repeated or "setup" in tags else found
+                found = [
+                    (
+                        replace(
+                            b,
+                            html=(
+                                "<details><summary>the verdicts as printed, which the tests"
+                                f" compare</summary>{b.html}</details>"
+                            ),
+                        )
+                        if b.kind == "output"
+                        else b
+                    )
+                    for b in found
+                ]
+            blocks += (
+                [replace(b, kind="aside") if b.kind == "output" else b for b in found]
+                if is_repeated or "setup" in tags
+                else found
+            )
             if "nbval-check-output" in tags and output.output_type == "stream":
                 verdicts += read_verdicts(output.text)
     title = next((_plain(b.html) for b in blocks if b.heading == 1), stem)
@@ -176,10 +214,20 @@ def _code(source: str) -> str:
 
 def _output(output: Any, origins: list[str]) -> list[Block]:
     if output.output_type == "stream":
-        return [Block("output", f"<pre class='{output.name}'>{html.escape(output.text)}</pre>")] if output.text.strip() else []
+        return (
+            [Block("output", f"<pre class='{output.name}'>{html.escape(output.text)}</pre>")]
+            if output.text.strip()
+            else []
+        )
     if output.output_type == "error":
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
-        return [Block("failed", f"<p><b>This cell failed: {html.escape(output.ename)}: {html.escape(output.evalue)}</b></p><details><summary>traceback</summary><pre>{html.escape(trace)}</pre></details>")]
+        return [
+            Block(
+                "failed",
+                f"<p><b>This cell failed: {html.escape(output.ename)}:"
+                f" {html.escape(output.evalue)}</b></p><details><summary>traceback</summary><pre>{html.escape(trace)}</pre></details>",
+            )
+        ]
     data = output.data
     if "application/vnd.plotly.v1+json" in data:
         figure = data["application/vnd.plotly.v1+json"]
@@ -213,11 +261,24 @@ def result_section(result: Result, table: ClaimsTable, figures: dict[str, go.Fig
     """A saved Result with its checked claims and figures as a Section."""
     paper = PAPERS.get(result.stem)
     title = paper.title if paper else result.stem
-    notices = [f"<p class=warn>{html.escape(w)}</p>" for w in (*(["This run was cancelled: no claim is tested on it."] if result.partial else []), *result.warnings)]
-    blocks = [Block("text", f"<h1>{html.escape(title)}</h1>", 1), Block("output", "".join(notices))] if notices else [Block("text", f"<h1>{html.escape(title)}</h1>", 1)]
-    blocks += [Block("text", "<h2>Claims and controls</h2>", 2), Block("output", table._repr_html_()), Block("text", "<h2>Figures</h2>", 2)]
+    notices = [
+        f"<p class=warn>{html.escape(w)}</p>"
+        for w in (*(["This run was cancelled: no claim is tested on it."] if result.partial else []), *result.warnings)
+    ]
+    blocks = (
+        [Block("text", f"<h1>{html.escape(title)}</h1>", 1), Block("output", "".join(notices))]
+        if notices
+        else [Block("text", f"<h1>{html.escape(title)}</h1>", 1)]
+    )
+    blocks += [
+        Block("text", "<h2>Claims and controls</h2>", 2),
+        Block("output", table._repr_html_()),
+        Block("text", "<h2>Figures</h2>", 2),
+    ]
     blocks += [Block("figure", figure_html(json.loads(figure.to_json()))) for figure in figures.values()]
-    return Section(title, result.stem, tuple(blocks), tuple(read_verdicts(table.verdicts())), (result.provenance.short(),))
+    return Section(
+        title, result.stem, tuple(blocks), tuple(read_verdicts(table.verdicts())), (result.provenance.short(),)
+    )
 
 
 def figure_html(figure: dict[str, Any]) -> str:
@@ -228,7 +289,10 @@ def figure_html(figure: dict[str, Any]) -> str:
     size = f"width:{layout.get('width', 960)}px;height:{layout.get('height', 560)}px"
     # "</" would end the script wherever a label contains it
     data = json.dumps({"data": figure.get("data", []), "layout": layout}).replace("</", "<\\/")
-    return f"<div role=img aria-label=\"{alt}\" class=plot style='{size}'></div><script type='application/json' class=plotly>{data}</script>"
+    return (
+        f"<div role=img aria-label=\"{alt}\" class=plot style='{size}'></div><script type='application/json'"
+        f" class=plotly>{data}</script>"
+    )
 
 
 def _plain(fragment: str) -> str:

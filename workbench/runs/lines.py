@@ -46,7 +46,9 @@ def claim(
     kind: Literal["claim", "ours", "control"] = "claim",
     controls: Sequence[Claim] = (),
 ) -> Claim:
-    """A line of the paper's. where: the paper's section or table, or who says it. The rest as in `core.claims.Claim`."""
+    """A line of the paper's. where: the paper's section or table, or who says it. The rest as in
+    `core.claims.Claim`.
+    """
 
     def measured(result: Result) -> Measured | float | None:
         found = measure(shown(result))
@@ -140,7 +142,9 @@ def repeats(
     axes: Sequence[str] = (),
     unit: str = "",
 ) -> Claim:
-    """Runs made here are what their stored twins are: the least `alike(here, stored)` over all pairs; the one line that reads both."""
+    """Runs made here are what their stored twins are: the least `alike(here, stored)` over all pairs; the one line
+    that reads both.
+    """
 
     def measured(result: Result) -> float:
         return float(np.min([alike(here, kept) for here, kept in twins(result, *axes)] or [np.nan]))

@@ -94,10 +94,12 @@ def summary(
     """A row per table, origin, condition and score: mean over seeds of the mean over a seed's rows, with its interval.
 
     Args:
-        keys: {table: columns that tell its conditions apart}. scores: columns that are summed up, where a table has them.
+        keys: {table: columns that tell its conditions apart}. scores: columns that are summed up, where a table has
+            them.
 
     Returns:
-        Columns table, origin, all of `keys` as text ("" where a table has no such column), score, mean, low, high, n_seeds.
+        Columns table, origin, all of `keys` as text ("" where a table has no such column), score, mean, low, high,
+        n_seeds.
     """
     names = list(dict.fromkeys(name for columns in keys.values() for name in columns))
     scores, rows = list(scores), []

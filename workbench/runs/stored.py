@@ -1,7 +1,7 @@
 """Runs that ship with the project: loaded with their provenance, always called stored, never shown as if just computed.
 
-A method whose full size takes too long for a notebook keeps its Result in `data/<stem>/runs`; `Spec.tiny()` puts it beside what
-is run at once. Cost: reading the files.
+A method whose full size takes too long for a notebook keeps its Result in `data/<stem>/runs`; `Spec.tiny()` puts it
+beside what is run at once. Cost: reading the files.
 """
 
 from typing import Any
@@ -25,12 +25,14 @@ def load_runs(stem: str, *, weights: str | None = None) -> Result:
     folder = data_folder() / stem / "runs"
     if not folder.is_dir():
         raise ModelNotFound(
-            "the stored runs are not beside the package; install from a checkout with `pip install -e .`, or run with stored=False"
+            "the stored runs are not beside the package; install from a checkout with `pip install -e .`, or run with"
+            " stored=False"
         )
     kept = Result.load(folder)
     if weights is not None and kept.provenance.model.get("weights") != weights:
         raise BadData(
-            f"the stored runs are of other weights than this model's, of {kept.provenance.model.get('name')}; run with stored=False"
+            f"the stored runs are of other weights than this model's, of {kept.provenance.model.get('name')}; run with"
+            " stored=False"
         )
     data = kept.data
     if "run" in data.dims:

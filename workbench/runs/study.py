@@ -1,4 +1,5 @@
-"""A study: units of work (a seed and the axes of a grid), each done or not, kept, resumed and joined with the stored runs.
+"""A study: units of work (a seed and the axes of a grid), each done or not, kept, resumed and joined with the stored
+runs.
 
 A paper says what one unit does; `study` does the rest: progress, cancelling, resuming a partial Result, keeping what is
 finished now and then, putting stored runs beside what is run here, provenance, and a summary by seed.
@@ -45,9 +46,9 @@ class Unit:
 class Part:
     """What a unit gives.
 
-    `data` is one run: either without a dimension `run`, or with one of length 1 that has coordinates of its own. The rows
-    of `tables` get the unit's axes, seed and origin. `shared` are tables about all runs, such as names of classes: equal
-    rows of several units are kept once.
+    `data` is one run: either without a dimension `run`, or with one of length 1 that has coordinates of its own. The
+    rows of `tables` get the unit's axes, seed and origin. `shared` are tables about all runs, such as names of classes:
+    equal rows of several units are kept once.
     """
 
     data: xr.Dataset | None = None

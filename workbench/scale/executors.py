@@ -1,7 +1,7 @@
 """Executors: `submit(fn, *args) -> future`, in this process, in worker processes, or on a Dask cluster.
 
-Functions must be importable by name and take and give plain JSON values: specs go in, paths come out, never a model or a
-tensor. They must be safe to run twice, because a task whose worker died is run again.
+Functions must be importable by name and take and give plain JSON values: specs go in, paths come out, never a model or
+a tensor. They must be safe to run twice, because a task whose worker died is run again.
 
     with Processes(2) as executor:
         paths = run_all(executor, write_shards, [(folder, part, [n], spec) for n in range(8)])
@@ -100,7 +100,9 @@ class Processes(_Closing):
             for seat in range(self.n_workers):
                 seats.put(seat)
             threads = max(1, (os.cpu_count() or 1) // self.n_workers)
-            self._pool = ProcessPoolExecutor(self.n_workers, mp_context=context, initializer=_take_seat, initargs=(seats, self._gpus, threads))
+            self._pool = ProcessPoolExecutor(
+                self.n_workers, mp_context=context, initializer=_take_seat, initargs=(seats, self._gpus, threads)
+            )
         return self._pool.submit(fn, *args)
 
     def revive(self) -> None:
@@ -157,7 +159,10 @@ class Dask(_Closing):
         return f"Dask({len(self.client.scheduler_info()['workers'])} workers, dashboard {self.dashboard})"
 
     def _repr_html_(self) -> str:
-        return f"{len(self.client.scheduler_info()['workers'])} workers · <a href='{self.dashboard}' target='_blank'>dashboard</a>"
+        return (
+            f"{len(self.client.scheduler_info()['workers'])} workers · <a href='{self.dashboard}'"
+            " target='_blank'>dashboard</a>"
+        )
 
 
 def dask(address: str | None = None, *, n_workers: int | None = None, slurm: Mapping[str, Any] | None = None) -> Dask:
@@ -181,14 +186,24 @@ def dask(address: str | None = None, *, n_workers: int | None = None, slurm: Map
         try:
             return Dask(distributed.Client(address, timeout=10))
         except (OSError, ValueError) as found:
-            raise BadSpec(f"no Dask scheduler answered at {address!r} ({type(found).__name__}); start one with `dask scheduler` and give its tcp:// address") from None
+            raise BadSpec(
+                f"no Dask scheduler answered at {address!r} ({type(found).__name__}); start one with `dask scheduler`"
+                " and give its tcp:// address"
+            ) from None
     if slurm is not None:
         cluster = slurm_cluster(slurm)
         cluster.scale(jobs=n_workers or 1)
         return Dask(distributed.Client(cluster), cluster)
     gpus = visible_gpus()
     n_workers = n_workers or len(gpus) or max(1, (os.cpu_count() or 2) // 2)
-    cluster = distributed.LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR)
+    cluster = distributed.LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.ERROR,
+    )
     client = distributed.Client(cluster)
     if gpus:
         client.register_plugin(_pin(distributed, gpus))
@@ -231,7 +246,9 @@ def open_executor(where: str | None, n_workers: int | None = None) -> Executor:
         return dask(n_workers=n_workers)
     if "://" in where:
         return dask(where)
-    raise BadSpec(f"work runs inline, in processes, on dask, or at the tcp:// address of a Dask scheduler; got {where!r}")
+    raise BadSpec(
+        f"work runs inline, in processes, on dask, or at the tcp:// address of a Dask scheduler; got {where!r}"
+    )
 
 
 # ---- running many ----
@@ -268,7 +285,11 @@ def run_all(
             progress.update(n_done, len(tasks), text)
             # A pool that loses a worker fails everything it was at, so whoever was there is run again alone: only what
             # dies by itself is to blame.
-            while waiting and len(running) < executor.at_once and not (running and (deaths[waiting[-1]] or any(deaths[n] for n in running))):
+            while (
+                waiting
+                and len(running) < executor.at_once
+                and not (running and (deaths[waiting[-1]] or any(deaths[n] for n in running)))
+            ):
                 number = waiting.pop()
                 try:
                     running[number] = future = executor.submit(fn, *tasks[number])
@@ -293,7 +314,10 @@ def run_all(
                     if deaths[number] < MAX_DEATHS:
                         waiting.append(number)
                         continue
-                    found = WorkerDied(f"task {number} lost its worker {MAX_DEATHS} times ({type(found).__name__}): it was killed, ran out of memory or crashed")
+                    found = WorkerDied(
+                        f"task {number} lost its worker {MAX_DEATHS} times ({type(found).__name__}): it was killed, ran"
+                        " out of memory or crashed"
+                    )
                 if on_error is None:
                     raise found from None
                 answers[number] = on_error(number, found)

@@ -1,7 +1,7 @@
 """A function over a grid of settings: one row per run, resumable, failures kept as rows with their error.
 
-Every run has a folder of its own, named by what was run; its row.json is written when it ends. The table is made of these
-rows, so a sweep that was killed goes on when it is called again, and two that share a folder help each other.
+Every run has a folder of its own, named by what was run; its row.json is written when it ends. The table is made of
+these rows, so a sweep that was killed goes on when it is called again, and two that share a folder help each other.
 Cost: beside the runs, one small file each.
 """
 
@@ -42,14 +42,20 @@ def cells_of(grid: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
-    """A grid from the words of a command line: `field=a,b`, `seed=0..4` (both ends), `shares=0,0.1|0,0.2` where values have commas."""
+    """A grid from the words of a command line: `field=a,b`, `seed=0..4` (both ends), `shares=0,0.1|0,0.2` where
+    values have commas.
+    """
     grid: dict[str, list[str]] = {}
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign or not name.strip() or not value.strip():
             raise BadSpec(f"--grid wants FIELD=VALUE,VALUE or FIELD=FIRST..LAST, got {text!r}")
         span = re.fullmatch(r"\s*(-?\d+)\.\.(-?\d+)\s*", value)
-        options = [str(i) for i in range(int(span[1]), int(span[2]) + 1)] if span else [part.strip() for part in value.split("|" if "|" in value else ",")]
+        options = (
+            [str(i) for i in range(int(span[1]), int(span[2]) + 1)]
+            if span
+            else [part.strip() for part in value.split("|" if "|" in value else ",")]
+        )
         if not options or "" in options:
             raise BadSpec(f"--grid {text!r} holds no value, or an empty one")
         if name.strip() in grid:
@@ -71,7 +77,8 @@ def sweep(
     """Run a function on every cell.
 
     Args:
-        run: "package.module:function", called in a worker as function(spec, folder) -> a flat dict of JSON values: the row.
+        run: "package.module:function", called in a worker as function(spec, folder) -> a flat dict of JSON values: the
+            row.
         cells: the settings that differ, as the table shows them.
         folder: where runs and the table go. Cells whose row is there are not run again.
         specs: what the function is given for each cell, plain JSON; the cell itself if not given.
@@ -80,26 +87,42 @@ def sweep(
         progress: per run; a cancelled sweep gives the table so far, with the rest marked "not run".
 
     Returns:
-        One row per cell, also in `sweep.parquet`: the settings, `status` (ok, failed, not run), `error`, `seconds`, `folder`
-        and what the function gave.
+        One row per cell, also in `sweep.parquet`: the settings, `status` (ok, failed, not run), `error`, `seconds`,
+        `folder` and what the function gave.
     """
     folder = Path(folder)
     specs = [dict(c) for c in cells] if specs is None else [dict(s) for s in specs]
-    homes = [folder / "runs" / hashlib.sha256(json.dumps([run, spec], sort_keys=True).encode()).hexdigest()[:16] for spec in specs]
+    homes = [
+        folder / "runs" / hashlib.sha256(json.dumps([run, spec], sort_keys=True).encode()).hexdigest()[:16]
+        for spec in specs
+    ]
     known = [_read_row(home) for home in homes]
     todo = [i for i, row in enumerate(known) if row is None or (retry_failed and row["status"] == FAILED)]
 
     def failed(number: int, error: Exception) -> str:
-        _write_row(homes[todo[number]], {"status": FAILED, "error": f"{type(error).__name__}: {error}", "seconds": None})
+        _write_row(
+            homes[todo[number]], {"status": FAILED, "error": f"{type(error).__name__}: {error}", "seconds": None}
+        )
         return str(homes[todo[number]])
 
     def keep(number: int, home: str) -> None:
         known[todo[number]] = _read_row(Path(home))
 
     with contextlib.suppress(Cancelled):
-        run_all(executor or Inline(), run_cell, [(run, specs[i], str(homes[i].resolve())) for i in todo], on_error=failed, on_done=keep, progress=progress, text="runs")
+        run_all(
+            executor or Inline(),
+            run_cell,
+            [(run, specs[i], str(homes[i].resolve())) for i in todo],
+            on_error=failed,
+            on_done=keep,
+            progress=progress,
+            text="runs",
+        )
     nothing = {"status": MISSING, "error": "", "seconds": None}
-    rows = [{**cell, **(row or nothing), "folder": home.relative_to(folder).as_posix()} for cell, row, home in zip(cells, known, homes, strict=True)]
+    rows = [
+        {**cell, **(row or nothing), "folder": home.relative_to(folder).as_posix()}
+        for cell, row, home in zip(cells, known, homes, strict=True)
+    ]
     table = pd.DataFrame(rows)
     save_table(table, folder / "sweep.parquet")
     return table
@@ -134,7 +157,11 @@ def _read_row(home: Path) -> dict[str, Any] | None:
 
 def save_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as parquet, whole or not at all; columns of mixed types as text."""
-    mixed = {name: table[name].map(str) for name in table.columns if table[name].dtype == object and table[name].map(type).nunique() > 1}
+    mixed = {
+        name: table[name].map(str)
+        for name in table.columns
+        if table[name].dtype == object and table[name].map(type).nunique() > 1
+    }
     partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         table.assign(**mixed).to_parquet(partial, index=False)

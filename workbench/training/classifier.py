@@ -1,7 +1,7 @@
 """Fine-tuning of Hugging Face classifiers with a record of every prediction after every epoch.
 
-Plain loop on a plain module: Adam, constant rate, seeded batch order, autocast on CUDA, stops early when the training set is
-fitted, and goes on after a kill from its last finished epoch. Works for text (token rows) and images (pixels).
+Plain loop on a plain module: Adam, constant rate, seeded batch order, autocast on CUDA, stops early when the training
+set is fitted, and goes on after a kill from its last finished epoch. Works for text (token rows) and images (pixels).
 Cost: forward and backward of every sample an epoch, plus a forward of every sample that is recorded.
 """
 
@@ -35,7 +35,9 @@ class FineTuneSpec(Spec):
     clip: float = param(1.0, "gradient norm above which gradients are scaled down", ge=0)
     stop_at: float | None = param(None, "training accuracy that counts as fitted; none runs all epochs", ge=0, le=1)
     overtrain: float = param(0.0, "once fitted, epochs to go on for, as a share of those so far", ge=0)
-    autocast: str = param("auto", "bfloat16 on CUDA if auto; none is float32 everywhere", choices=("auto", "none", "bfloat16"))
+    autocast: str = param(
+        "auto", "bfloat16 on CUDA if auto; none is float32 everywhere", choices=("auto", "none", "bfloat16")
+    )
     seed: int = param(0, "draws the batch order and dropout", ge=0)
 
 
@@ -60,8 +62,8 @@ class Inputs:
 
 @dataclass(eq=False)
 class Log:
-    """What happened: `predictions` {set: [epoch, sample] class number}, row 0 before training; `loss` [epoch] mean training
-    loss in nats, nan in row 0; `measured` {epoch: what `each_epoch` returned}; `seconds` of all of it."""
+    """What happened: `predictions` {set: [epoch, sample] class number}, row 0 before training; `loss` [epoch] mean
+    training loss in nats, nan in row 0; `measured` {epoch: what `each_epoch` returned}; `seconds` of all of it."""
 
     predictions: dict[str, list[np.ndarray]] = field(default_factory=dict)
     loss: list[float] = field(default_factory=list)
@@ -92,7 +94,8 @@ def fine_tune(
         inputs, labels: the training set; `labels` [n] class numbers.
         spec: rates, epochs, seed.
         record: sets to predict, by name; `stop_at` reads the one called "train", against `labels`.
-        each_epoch: called with (finished epochs, module in eval mode), first with 0; an array it returns is kept in the log.
+        each_epoch: called with (finished epochs, module in eval mode), first with 0; an array it returns is kept in the
+            log.
         checkpoint: folder where weights, optimiser and log are kept after every epoch; if it holds a run of the same
             settings, that run goes on as if it had not been interrupted. Removed when training ends.
         on_step: called with (steps done, steps in all) before every step; may raise Cancelled.
@@ -104,11 +107,17 @@ def fine_tune(
         BadData: if labels do not fit. BadSpec: if `checkpoint` holds a run of other settings.
     """
     if len(inputs) != len(labels) or len(labels) == 0:
-        raise BadData(f"{len(inputs)} training samples and {len(labels)} labels; there must be as many, and at least one")
+        raise BadData(
+            f"{len(inputs)} training samples and {len(labels)} labels; there must be as many, and at least one"
+        )
     device = next(module.parameters()).device
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimiser = torch.optim.Adam(trained.values(), lr=spec.lr, fused=device.type in ("cpu", "cuda"))
-    keeper = None if checkpoint is None else _Keeper(checkpoint, module, optimiser, trained, _fingerprint(spec, labels, trained))
+    keeper = (
+        None
+        if checkpoint is None
+        else _Keeper(checkpoint, module, optimiser, trained, _fingerprint(spec, labels, trained))
+    )
     log = Log({name: [] for name in record})
     if keeper is not None:
         keeper.restore(log)
@@ -133,13 +142,17 @@ def fine_tune(
             if _is_enough(log, labels, spec):
                 break
             order = np.random.default_rng([spec.seed, epoch, 17]).permutation(len(labels))
-            torch.manual_seed(int(np.random.SeedSequence([spec.seed, epoch]).generate_state(1)[0]))  # dropout: the same after a resume
+            torch.manual_seed(
+                int(np.random.SeedSequence([spec.seed, epoch]).generate_state(1)[0])
+            )  # dropout: the same after a resume
             module.train()
             losses = []
             for step, rows in enumerate(_chunks(order, spec.batch_size)):
                 if on_step is not None:
                     on_step(epoch * n_steps + step, spec.epochs * n_steps)
-                losses.append(_step(module, inputs.batch(rows, device), targets[rows].to(device), optimiser, spec) * len(rows))
+                losses.append(
+                    _step(module, inputs.batch(rows, device), targets[rows].to(device), optimiser, spec) * len(rows)
+                )
             finish_epoch(epoch + 1, float(np.sum(losses) / len(labels)))
             if keeper is not None:
                 keeper.keep(log)
@@ -149,7 +162,9 @@ def fine_tune(
 
 
 def first_fit(predictions: Sequence[np.ndarray], labels: np.ndarray, stop_at: float) -> int | None:
-    """The first epoch (0 is before training) after which the training accuracy reached `stop_at`; None if it never did."""
+    """The first epoch (0 is before training) after which the training accuracy reached `stop_at`; None if it never
+    did.
+    """
     return next((epoch for epoch, predicted in enumerate(predictions) if np.mean(predicted == labels) >= stop_at), None)
 
 
@@ -162,7 +177,10 @@ def predict(module: nn.Module, inputs: Inputs, batch_size: int, *, autocast: str
     """[sample] most likely class of each input."""
     device = next(module.parameters()).device
     with torch.no_grad(), _autocast(autocast, device):
-        found = [module(**inputs.batch(rows, device)).logits.argmax(-1).cpu().numpy() for rows in _chunks(np.arange(len(inputs)), batch_size)]
+        found = [
+            module(**inputs.batch(rows, device)).logits.argmax(-1).cpu().numpy()
+            for rows in _chunks(np.arange(len(inputs)), batch_size)
+        ]
     return np.concatenate(found).astype(np.int16)
 
 
@@ -177,7 +195,13 @@ def _autocast(kind: str, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16)  # weights stay float32, so no loss scaling is needed
 
 
-def _step(module: nn.Module, batch: dict[str, torch.Tensor], targets: torch.Tensor, optimiser: torch.optim.Optimizer, spec: FineTuneSpec) -> float:
+def _step(
+    module: nn.Module,
+    batch: dict[str, torch.Tensor],
+    targets: torch.Tensor,
+    optimiser: torch.optim.Optimizer,
+    spec: FineTuneSpec,
+) -> float:
     with _autocast(spec.autocast, targets.device):
         logits = module(**batch).logits
     loss = nn.functional.cross_entropy(logits.float(), targets)
@@ -214,10 +238,18 @@ class _Keeper:
         for name, parameter in self.trained.items():
             tensors |= {f"adam/{key}/{name}": value for key, value in self.optimiser.state[parameter].items()}
         tensors |= {f"predicted/{name}": torch.from_numpy(np.stack(rows)) for name, rows in log.predictions.items()}
-        tensors |= {f"measured/{epoch}": torch.from_numpy(np.ascontiguousarray(value)) for epoch, value in log.measured.items()}
+        tensors |= {
+            f"measured/{epoch}": torch.from_numpy(np.ascontiguousarray(value)) for epoch, value in log.measured.items()
+        }
         with files.new_folder(self.folder) as new:
-            save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, new / "state.safetensors")
-            files.write_text(new / "log.json", json.dumps({"fingerprint": self.fingerprint, "loss": log.loss, "seconds": log.seconds}))
+            save_file(
+                {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+                new / "state.safetensors",
+            )
+            files.write_text(
+                new / "log.json",
+                json.dumps({"fingerprint": self.fingerprint, "loss": log.loss, "seconds": log.seconds}),
+            )
 
     def restore(self, log: Log) -> None:
         from safetensors.torch import load_file
@@ -226,14 +258,24 @@ class _Keeper:
             return
         about = json.loads((self.folder / "log.json").read_text(encoding="utf-8"))
         if about["fingerprint"] != self.fingerprint:
-            raise BadSpec(f"checkpoint folder {self.folder.name!r} holds a run of other settings or labels; give another folder or remove it")
+            raise BadSpec(
+                f"checkpoint folder {self.folder.name!r} holds a run of other settings or labels; give another folder"
+                " or remove it"
+            )
         tensors = load_file(self.folder / "state.safetensors")
-        self.module.load_state_dict({name.removeprefix("weight/"): value for name, value in tensors.items() if name.startswith("weight/")})
+        self.module.load_state_dict(
+            {name.removeprefix("weight/"): value for name, value in tensors.items() if name.startswith("weight/")}
+        )
         for name, parameter in self.trained.items():
             state = {key: tensors[f"adam/{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimiser.state[parameter] = {key: value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device) for key, value in state.items()}
+            self.optimiser.state[parameter] = {
+                key: value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
+                for key, value in state.items()
+            }
         log.predictions = {name: list(tensors[f"predicted/{name}"].numpy()) for name in log.predictions}
-        log.measured = {int(name.split("/")[1]): value.numpy() for name, value in tensors.items() if name.startswith("measured/")}
+        log.measured = {
+            int(name.split("/")[1]): value.numpy() for name, value in tensors.items() if name.startswith("measured/")
+        }
         log.loss, log.seconds = about["loss"], about["seconds"]
 
     def remove(self) -> None:

@@ -1,9 +1,10 @@
 """Short supervised fine-tunes of a Hugging Face causal model on (prompt, answer) pairs, with the loss on answers alone.
 
-AdamW with decay on matrices only and the schedule of `language_model`; batches are drawn without replacement, epoch after
-epoch, and padded on the right. Works on any module whose trainable parameters require a gradient: a whole model, a PEFT
-model (only its adapter does), or one with parts frozen exactly (`freezing.Frozen`).
-Cost: forward and backward of batch x longest pair a step (one core, 1 M parameters: about 8 steps of 32 pairs a second).
+AdamW with decay on matrices only and the schedule of `language_model`; batches are drawn without replacement, epoch
+after epoch, and padded on the right. Works on any module whose trainable parameters require a gradient: a whole model,
+a PEFT model (only its adapter does), or one with parts frozen exactly (`freezing.Frozen`).
+Cost: forward and backward of batch x longest pair a step (one core, 1 M parameters: about 8 steps of 32 pairs a
+second).
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,15 +46,17 @@ def answer_batch(pairs: Sequence[Pair], pad_id: int = 0) -> tuple[torch.Tensor, 
     """Pairs as one right-padded batch.
 
     Returns:
-        tokens [batch, pos], mask [batch, pos] (True at real tokens), labels [batch, pos]: the token itself where it belongs
-        to an answer, -100 elsewhere; not shifted.
+        tokens [batch, pos], mask [batch, pos] (True at real tokens), labels [batch, pos]: the token itself where it
+        belongs to an answer, -100 elsewhere; not shifted.
 
     Raises:
         BadData: on a pair with an empty prompt or an empty answer.
     """
     for prompt, answer in pairs:
         if not prompt or not answer:
-            raise BadData(f"a pair needs a prompt and an answer of at least one token each, got {len(prompt)} and {len(answer)}")
+            raise BadData(
+                f"a pair needs a prompt and an answer of at least one token each, got {len(prompt)} and {len(answer)}"
+            )
     batch = pad([[*prompt, *answer] for prompt, answer in pairs], pad_id)
     labels = batch.tokens.masked_fill(~batch.mask, IGNORED)
     for row, (prompt, _) in enumerate(pairs):
@@ -82,7 +85,8 @@ def finetune(
     """Train `module` in place to give each prompt its answer.
 
     Args:
-        module: Hugging Face causal language model or PEFT model, not wrapped by `load` (`models.loading.read_module` reads one).
+        module: Hugging Face causal language model or PEFT model, not wrapped by `load` (`models.loading.read_module`
+            reads one).
         pairs: (prompt ids, answer ids), as `models.chat.chat_pairs` makes them. spec: steps, rates, seed.
         frozen: parts of parameters that must not move; restored after every step and checked bit by bit at the end.
         log_every: steps between rows of the log.
@@ -91,17 +95,23 @@ def finetune(
         One row per logged step: step, loss in nats per answer token (mean over the steps since the last row), lr.
 
     Raises:
-        BadData: on no pairs, an empty answer, or if nothing requires a gradient. Cancelled: from `progress`; the module then has
-        the weights of the last finished step.
+        BadData: on no pairs, an empty answer, or if nothing requires a gradient. Cancelled: from `progress`; the module
+            then has the weights of the last finished step.
     """
     if not pairs or not any(p.requires_grad for p in module.parameters()):
-        raise BadData("fine-tuning needs at least one pair" if not pairs else "no parameter of this module requires a gradient, so nothing can be trained")
+        raise BadData(
+            "fine-tuning needs at least one pair"
+            if not pairs
+            else "no parameter of this module requires a gradient, so nothing can be trained"
+        )
     optimiser = torch.optim.AdamW(parameter_groups(module, spec.weight_decay), lr=spec.lr, betas=(0.9, spec.beta2))
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule(spec.steps, spec.warmup_steps, spec.decay_share))
     order, rows, losses = _order(len(pairs), spec), [], []
     module.train()
     try:
-        with torch.random.fork_rng():  # dropout draws from torch's global state, which is not ours to move or to depend on
+        with (
+            torch.random.fork_rng()
+        ):  # dropout draws from torch's global state, which is not ours to move or to depend on
             torch.manual_seed(spec.seed)
             for step in range(spec.steps):
                 loss = answer_loss(module, [pairs[next(order)] for _ in range(spec.batch_size)])

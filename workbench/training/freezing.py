@@ -1,7 +1,7 @@
 """Exact freezing of any entries of any parameters while an optimiser runs.
 
-Zeroing gradients is not freezing: AdamW's weight decay and its old moments still move the weights. Here the frozen entries
-are written back after every step, and their bits compared at the end. Whole parameters are simpler frozen with
+Zeroing gradients is not freezing: AdamW's weight decay and its old moments still move the weights. Here the frozen
+entries are written back after every step, and their bits compared at the end. Whole parameters are simpler frozen with
 `requires_grad_(False)`. Cost: a copy of the frozen entries, and one write of them a step.
 """
 
@@ -29,7 +29,8 @@ class Frozen:
         masks: {parameter name: bool tensor of its shape, or one that broadcasts to it}, True where frozen.
 
     Raises:
-        UnknownName: on a name the module does not have. BadData: on a mask that is not bool or not of the parameter's shape.
+        UnknownName: on a name the module does not have. BadData: on a mask that is not bool or not of the parameter's
+            shape.
     """
 
     def __init__(self, module: Any, masks: Mapping[str, torch.Tensor]):
@@ -87,7 +88,8 @@ def _entries(name: str, parameter: torch.nn.Parameter, mask: torch.Tensor) -> tu
         mask = mask.to(parameter.device).expand(parameter.shape)
     except RuntimeError:
         raise BadData(
-            f"the mask of {name} has shape {tuple(mask.shape)}, which does not broadcast to the parameter's {tuple(parameter.shape)}"
+            f"the mask of {name} has shape {tuple(mask.shape)}, which does not broadcast to the parameter's"
+            f" {tuple(parameter.shape)}"
         ) from None
     where = mask.reshape(-1).nonzero().squeeze(1)
     return where, parameter.detach().reshape(-1)[where].clone()

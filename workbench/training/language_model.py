@@ -34,7 +34,9 @@ class TrainSpec(Spec):
 
 
 def schedule(steps: int, warmup_steps: int, decay_share: float) -> Callable[[int], float]:
-    """Factor on the learning rate by step: linear warm-up, constant, linear decay to 2 % over the last share of the steps."""
+    """Factor on the learning rate by step: linear warm-up, constant, linear decay to 2 % over the last share of the
+    steps.
+    """
     fall = max(1.0, decay_share * steps)
 
     def factor(step: int) -> float:
@@ -82,7 +84,9 @@ def train(
     rows, losses = [], []
     model.train()
     try:
-        with torch.random.fork_rng():  # dropout draws from torch's global state, which is not ours to move or to depend on
+        with (
+            torch.random.fork_rng()
+        ):  # dropout draws from torch's global state, which is not ours to move or to depend on
             torch.manual_seed(spec.seed)
             for step in range(spec.steps):
                 tokens = torch.from_numpy(sample(spec.batch_size, spec.length, rng)).to(device)

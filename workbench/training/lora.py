@@ -1,8 +1,9 @@
 """Low-rank adapters through peft: add, train with `finetune`, take out the factors, merge, save, read.
 
-The update of a weight is dW = scale * B A with A [r, in] and B [out, r]; A starts random, B at zero, so the seed of A is a
-setting of its own (`init_seed`) beside the seed of the data: two adapters that start from one A share its row space.
-Factors are read without the base model, and norms come from r x r matrices, so the full matrix need never be formed.
+The update of a weight is dW = scale * B A with A [r, in] and B [out, r]; A starts random, B at zero, so the seed of A
+is a setting of its own (`init_seed`) beside the seed of the data: two adapters that start from one A share its row
+space. Factors are read without the base model, and norms come from r x r matrices, so the full matrix need never be
+formed.
 Cost: memory of the factors.
 """
 
@@ -79,8 +80,17 @@ def add_lora(module: Any, spec: LoraSpec) -> Any:
 
     ends = {name.rsplit(".", 1)[-1] for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)}
     if missing := sorted(set(spec.targets) - ends):
-        raise BadSpec(f"LoraSpec.targets names {', '.join(missing)}, and the linear modules of {type(module).__name__} are {', '.join(sorted(ends))}")
-    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, use_rslora=spec.rank_stabilised, target_modules=list(spec.targets), task_type="CAUSAL_LM")  # type: ignore[arg-type]
+        raise BadSpec(
+            f"LoraSpec.targets names {', '.join(missing)}, and the linear modules of {type(module).__name__} are"
+            f" {', '.join(sorted(ends))}"
+        )
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        use_rslora=spec.rank_stabilised,
+        target_modules=list(spec.targets),
+        task_type="CAUSAL_LM",
+    )  # type: ignore[arg-type]
     with torch.random.fork_rng():
         torch.manual_seed(spec.init_seed)
         return get_peft_model(module, config)
@@ -96,7 +106,9 @@ def factors(adapted: Any) -> dict[str, Factors]:
     for name, part in adapted.named_modules():
         if hasattr(part, "lora_A") and "default" in part.lora_A:
             a, b = part.lora_A["default"].weight, part.lora_B["default"].weight
-            found[name.removeprefix("base_model.model.")] = Factors(a.detach().clone(), b.detach().clone(), float(part.scaling["default"]))
+            found[name.removeprefix("base_model.model.")] = Factors(
+                a.detach().clone(), b.detach().clone(), float(part.scaling["default"])
+            )
     if not found:
         raise BadData(f"{type(adapted).__name__} has no LoRA adapter; add one with add_lora or load_adapter")
     return found
@@ -141,15 +153,19 @@ def stream_factors(folder: Path | str) -> Iterator[tuple[str, Factors]]:
     """One module at a time: (name in the bare model, factors), in order of name; float32 or wider.
 
     Raises:
-        ModelNotFound: if the directory holds no adapter. UnsupportedModel: if it is not a plain LoRA whose update is scale * B A.
+        ModelNotFound: if the directory holds no adapter. UnsupportedModel: if it is not a plain LoRA whose update is
+            scale * B A.
     """
     settings = _settings(Path(folder))
     rank, alpha, stabilised = settings["r"], settings["lora_alpha"], bool(settings.get("use_rslora"))
     ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
     if ranks or alphas:
-        raise UnsupportedModel(f"the adapter {Path(folder).name!r} has its own rank or alpha for some modules, which is not read here; load it with load_adapter and use factors()")
+        raise UnsupportedModel(
+            f"the adapter {Path(folder).name!r} has its own rank or alpha for some modules, which is not read here;"
+            " load it with load_adapter and use factors()"
+        )
     with safe_open(str(Path(folder) / ADAPTER_FILE), framework="pt") as handle:
-        names = sorted(k.removesuffix(".lora_A.weight") for k in handle.keys() if k.endswith(".lora_A.weight"))  # noqa: SIM118 - safe_open is no mapping
+        names = sorted(k.removesuffix(".lora_A.weight") for k in handle if k.endswith(".lora_A.weight"))
         for name in names:
             a, b = (handle.get_tensor(f"{name}.lora_{part}.weight") for part in "AB")
             a, b = (t.float() if t.itemsize < 4 else t for t in (a, b))
@@ -164,5 +180,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
         kind = "DoRA" if settings.get("use_dora") else settings.get("peft_type")
-        raise UnsupportedModel(f"the adapter {folder.name!r} is of kind {kind}, and only plain LoRA updates are scale * B A")
+        raise UnsupportedModel(
+            f"the adapter {folder.name!r} is of kind {kind}, and only plain LoRA updates are scale * B A"
+        )
     return settings

@@ -1,7 +1,7 @@
 """A pretrained checkpoint as a classifier to be trained: its body, a new head, its tokenizer.
 
-`workbench.load` is for looking into models and wraps them; training wants the plain Hugging Face module, with a head of as many
-classes as the data has. Safetensors only. Cost: the weights once.
+`workbench.load` is for looking into models and wraps them; training wants the plain Hugging Face module, with a head of
+as many classes as the data has. Safetensors only. Cost: the weights once.
 """
 
 from collections.abc import Mapping
@@ -47,16 +47,27 @@ def load_classifier(spec: ModelSpec, n_classes: int, *, seed: int, from_scratch:
         else:
             try:
                 module, info = auto.from_pretrained(
-                    source, config=config, **known, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+                    source,
+                    config=config,
+                    **known,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
                 )
             except OSError as found:
-                raise ModelNotFound(f"the weights of {label!r} could not be read ({str(found).splitlines()[0][:200]}); safetensors are needed") from None
+                raise ModelNotFound(
+                    f"the weights of {label!r} could not be read ({str(found).splitlines()[0][:200]}); safetensors are"
+                    " needed"
+                ) from None
             _refuse_new_body(module, info, label)
     return module.to(_device(spec.device)).float(), tokenizer
 
 
 def image_shape(spec: ModelSpec) -> tuple[int, int, int] | None:
-    """(channels, height, width) that an image classifier reads; None for models of text. Reads the configuration only."""
+    """(channels, height, width) that an image classifier reads; None for models of text. Reads the configuration
+    only.
+    """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     config = _config(spec)
@@ -79,10 +90,15 @@ def _config(spec: ModelSpec, **changes: Any) -> Any:
 
     source, label = locate(spec)
     try:
-        return AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **changes)
+        return AutoConfig.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **changes
+        )
     except (OSError, ValueError, KeyError) as found:
         why = str(found).strip().splitlines()[0][:200]
-        raise ModelNotFound(f"{Path(label).name!r} could not be read as a model ({why}); give organism:NAME, a directory saved with save_pretrained, or a hub id") from None
+        raise ModelNotFound(
+            f"{Path(label).name!r} could not be read as a model ({why}); give organism:NAME, a directory saved with"
+            " save_pretrained, or a hub id"
+        ) from None
 
 
 def _classifier_class(config: Any, label: str) -> Any:
@@ -92,7 +108,9 @@ def _classifier_class(config: Any, label: str) -> Any:
         return tf.AutoModelForSequenceClassification
     if type(config) in tf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         return tf.AutoModelForImageClassification
-    raise UnsupportedModel(f"{label!r} ({config.model_type}) has no sequence or image classification class in transformers")
+    raise UnsupportedModel(
+        f"{label!r} ({config.model_type}) has no sequence or image classification class in transformers"
+    )
 
 
 def _tokenizer(source: str, known: dict[str, Any]) -> Any:
@@ -115,7 +133,10 @@ def _refuse_new_body(module: Any, info: Mapping[str, Any], label: str) -> None:
     new = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
     body = [key for key in new if key.startswith(f"{module.base_model_prefix}.") and "pooler" not in key]
     if body:
-        raise UnsupportedModel(f"{label!r} lacks weights of the body of {type(module).__name__}: {', '.join(sorted(body)[:3])}; it would be trained from random values")
+        raise UnsupportedModel(
+            f"{label!r} lacks weights of the body of {type(module).__name__}: {', '.join(sorted(body)[:3])}; it would"
+            " be trained from random values"
+        )
 
 
 def _device(name: str) -> torch.device:

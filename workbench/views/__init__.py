@@ -1,6 +1,7 @@
 """Views: Result -> plotly Figure, table or HTML. Pure functions; they never see a model and import only core.
 
-Every view module of a primitive, and `figures.py` in a paper's folder, has `figures(result) -> {name: Figure}`; `figures` finds it.
+Every view module of a primitive, and `figures.py` in a paper's folder, has `figures(result) -> {name: Figure}`;
+`figures` finds it.
 """
 
 import importlib
@@ -42,5 +43,8 @@ def figures(result: "Result") -> "dict[str, go.Figure]":
     elif stem in _MODULES:
         module = f"{__name__}.{_MODULES[stem]}"
     else:
-        raise UnknownName(f"no figures for {stem!r}; there are some for {', '.join(sorted(_MODULES))} and for the papers that `workbench list` calls ready")
+        raise UnknownName(
+            f"no figures for {stem!r}; there are some for {', '.join(sorted(_MODULES))} and for the papers that"
+            " `workbench list` calls ready"
+        )
     return importlib.import_module(module).figures(result)

@@ -1,6 +1,8 @@
-"""Figures and tables of attention: a grid of every head's pattern, one pattern with its tokens, head scores, heads switched off.
+"""Figures and tables of attention: a grid of every head's pattern, one pattern with its tokens, head scores, heads
+switched off.
 
-Thumbnails show the square root of the weight, so that a share of 0.1 still reads; large patterns show the weight itself.
+Thumbnails show the square root of the weight, so that a share of 0.1 still reads; large patterns show the weight
+itself.
 """
 
 import numpy as np
@@ -47,7 +49,10 @@ def weights(result: Result, layer: int, head: int) -> np.ndarray:
 def token_names(result: Result) -> list[str]:
     """Position and token of every row of a pattern; a pooled row is named by its first."""
     more = " ..." if result.data.attrs["pool"] > 1 else ""
-    return [f"{pos} {token}{more}" for pos, token in zip(result.data["query_pos"].values, result.data["token"].values, strict=True)]
+    return [
+        f"{pos} {token}{more}"
+        for pos, token in zip(result.data["query_pos"].values, result.data["token"].values, strict=True)
+    ]
 
 
 def score_limits(result: Result, score: str) -> tuple[float, float]:
@@ -65,29 +70,58 @@ def head_table(result: Result, off: list | tuple = ()) -> pd.DataFrame:
     n_layers, n_heads = scores.sizes["layer"], scores.sizes["head"]
     layer, head = np.divmod(np.arange(n_layers * n_heads), n_heads)
     gone = {tuple(pair) for pair in off}
-    return pd.DataFrame({"layer": layer, "head": head, **wide, "off": [pair in gone for pair in zip(layer.tolist(), head.tolist(), strict=True)]})
+    return pd.DataFrame(
+        {
+            "layer": layer,
+            "head": head,
+            **wide,
+            "off": [pair in gone for pair in zip(layer.tolist(), head.tolist(), strict=True)],
+        }
+    )
 
 
 def pattern_table(result: Result, layer: int, head: int) -> pd.DataFrame:
-    """One head's weights: columns query_pos, query, key_pos, key, weight; cells a causal model cannot see are left out."""
+    """One head's weights: columns query_pos, query, key_pos, key, weight; cells a causal model cannot see are left
+    out.
+    """
     shown, token, pos = weights(result, layer, head), result.data["token"].values, result.data["query_pos"].values
     query, key = np.nonzero(np.isfinite(shown))
-    return pd.DataFrame({"query_pos": pos[query], "query": token[query], "key_pos": pos[key], "key": token[key], "weight": shown[query, key]})
+    return pd.DataFrame(
+        {
+            "query_pos": pos[query],
+            "query": token[query],
+            "key_pos": pos[key],
+            "key": token[key],
+            "weight": shown[query, key],
+        }
+    )
 
 
 def change_table(result: Result) -> pd.DataFrame:
-    """Tokens (or classes) likely with the heads on or off: columns token, id, heads_on, heads_off, change (probabilities)."""
+    """Tokens (or classes) likely with the heads on or off: columns token, id, heads_on, heads_off, change
+    (probabilities).
+    """
     if "probability" not in result.data:
         return pd.DataFrame()
     on, off = result.data["probability"].values
-    return pd.DataFrame({"token": result.data["candidate"].values, "id": result.data["candidate_id"].values, "heads_on": on, "heads_off": off, "change": off - on})
+    return pd.DataFrame(
+        {
+            "token": result.data["candidate"].values,
+            "id": result.data["candidate_id"].values,
+            "heads_on": on,
+            "heads_off": off,
+            "change": off - on,
+        }
+    )
 
 
 # ---- figures ----
 
 
 def grid(result: Result, score: str = "first_token", off: list | tuple = ()) -> go.Figure:
-    """Every head's pattern as a small picture, layers down and heads across, its score above it; heads in `off` are named so."""
+    """Every head's pattern as a small picture, layers down and heads across, its score above it; heads in `off` are
+    named so.
+    """
     codes = thumbnails(result, DRAWN_SIDE)
     n_layers, n_heads, side, _ = codes.shape
     gap, head_room = max(1, side // 12), max(2, side // 4)
@@ -98,23 +132,59 @@ def grid(result: Result, score: str = "first_token", off: list | tuple = ()) -> 
             tile = codes[layer, head].astype(np.float32) / TOP
             sheet[top : top + side, left : left + side] = np.where(codes[layer, head] == BLANK, np.nan, tile)
     values = result.data["scores"].sel(score=score)
-    centre_x, centre_y = np.arange(n_heads) * (side + gap) + side / 2 - 0.5, np.arange(n_layers) * (side + head_room) + head_room + side / 2 - 0.5
-    bar = {"title": "weight<br>(root scale)", "tickvals": np.sqrt(TICKS).tolist(), "ticktext": [f"{t:g}" for t in TICKS]}
+    centre_x, centre_y = (
+        np.arange(n_heads) * (side + gap) + side / 2 - 0.5,
+        np.arange(n_layers) * (side + head_room) + head_room + side / 2 - 0.5,
+    )
+    bar = {
+        "title": "weight<br>(root scale)",
+        "tickvals": np.sqrt(TICKS).tolist(),
+        "ticktext": [f"{t:g}" for t in TICKS],
+    }
     figure = go.Figure(go.Heatmap(z=sheet, colorscale=theme.UNSIGNED, zmin=0, zmax=1, colorbar=bar, hoverinfo="skip"))
     y_text, x_text = np.meshgrid(centre_y - side / 2 - head_room / 2, centre_x, indexing="ij")
     labels = ["-" if np.isnan(v) else f"{v:.2f}" for v in values.values.ravel()]
     for layer, head in off:
         labels[layer * n_heads + head] += " off"
     size = int(np.clip(520 / n_heads, 7, 13))
-    figure.add_scatter(x=x_text.ravel(), y=y_text.ravel(), text=labels, mode="text", textfont={"size": size}, hoverinfo="skip", showlegend=False)
-    figure.update_xaxes(title="Head (queries down, keys across in each)", tickvals=centre_x, ticktext=[str(h) for h in range(n_heads)], showgrid=False, ticks="")
-    figure.update_yaxes(title="Layer", tickvals=centre_y, ticktext=[str(n) for n in range(n_layers)], showgrid=False, ticks="", range=[len(sheet) - 0.5, -0.5])
+    figure.add_scatter(
+        x=x_text.ravel(),
+        y=y_text.ravel(),
+        text=labels,
+        mode="text",
+        textfont={"size": size},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.update_xaxes(
+        title="Head (queries down, keys across in each)",
+        tickvals=centre_x,
+        ticktext=[str(h) for h in range(n_heads)],
+        showgrid=False,
+        ticks="",
+    )
+    figure.update_yaxes(
+        title="Layer",
+        tickvals=centre_y,
+        ticktext=[str(n) for n in range(n_layers)],
+        showgrid=False,
+        ticks="",
+        range=[len(sheet) - 0.5, -0.5],
+    )
     title = str(values.title.values)
-    alt = f"Attention patterns of {n_layers} layers x {n_heads} heads over {result.data.attrs['n_pos']} positions; the number above each is its score, {title.lower()} ({values.unit.values})."
+    alt = (
+        f"Attention patterns of {n_layers} layers x {n_heads} heads over {result.data.attrs['n_pos']} positions; the"
+        f" number above each is its score, {title.lower()} ({values.unit.values})."
+    )
     if np.isfinite(values.values).any():
         best = np.unravel_index(int(np.nanargmax(values.values)), values.shape)
         alt += f" The largest is head {best[1]} of layer {best[0]} with {float(values.values[best]):.2f}."
-    theme.finish(figure, f"Attention of every head{_heads_off(result)}; above it: {title[0].lower()}{title[1:]} ({values.unit.values})", alt, result.provenance)
+    theme.finish(
+        figure,
+        f"Attention of every head{_heads_off(result)}; above it: {title[0].lower()}{title[1:]} ({values.unit.values})",
+        alt,
+        result.provenance,
+    )
     tall = (theme.WIDTH - 190) / n_heads * n_layers * (side + head_room) / (side + gap) + 175
     return figure.update_layout(height=float(np.clip(tall, 360, 1000)), title_font_size=17)
 
@@ -124,16 +194,27 @@ def pattern(result: Result, layer: int, head: int) -> go.Figure:
     shown, labels = weights(result, layer, head), token_names(result)
     figure = go.Figure(
         go.Heatmap(
-            z=shown, x=labels, y=labels, colorscale=theme.UNSIGNED, zmin=0, zmax=pattern_top(shown), colorbar={"title": "share of<br>attention"},
+            z=shown,
+            x=labels,
+            y=labels,
+            colorscale=theme.UNSIGNED,
+            zmin=0,
+            zmax=pattern_top(shown),
+            colorbar={"title": "share of<br>attention"},
             hovertemplate="%{y} attends to %{x}: %{z:.3f}<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.update_xaxes(title={"text": "Key (attended to)", "standoff": 12}, type="category", showgrid=False)
     figure.update_yaxes(title="Query (attends)", type="category", showgrid=False, autorange="reversed")
     query, key = np.unravel_index(int(np.nanargmax(shown[1:])) if len(shown) > 1 else 0, shown.shape)
     query = query + 1 if len(shown) > 1 else query  # the first query of a causal model can only attend to itself
-    alt = f"Attention pattern of head {head} in layer {layer}; its largest weight is {shown[query, key]:.2f}, from {labels[query]} to {labels[key]}."
-    return theme.below_tokens(theme.finish(figure, f"Attention of head {head} in layer {layer}{_heads_off(result)}", alt, result.provenance))
+    alt = (
+        f"Attention pattern of head {head} in layer {layer}; its largest weight is {shown[query, key]:.2f}, from"
+        f" {labels[query]} to {labels[key]}."
+    )
+    return theme.below_tokens(
+        theme.finish(figure, f"Attention of head {head} in layer {layer}{_heads_off(result)}", alt, result.provenance)
+    )
 
 
 def pattern_top(shown: np.ndarray) -> float:
@@ -147,14 +228,26 @@ def head_scores(result: Result, score: str = "first_token") -> go.Figure:
     low, high = score_limits(result, score)
     figure = go.Figure(
         go.Heatmap(
-            z=values.values, x=[str(h) for h in values["head"].values], y=[str(n) for n in values.layer.values], colorscale=theme.UNSIGNED, zmin=low, zmax=high,
-            colorbar={"title": str(values.unit.values)}, texttemplate="%{z:.2f}", hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
+            z=values.values,
+            x=[str(h) for h in values["head"].values],
+            y=[str(n) for n in values.layer.values],
+            colorscale=theme.UNSIGNED,
+            zmin=low,
+            zmax=high,
+            colorbar={"title": str(values.unit.values)},
+            texttemplate="%{z:.2f}",
+            hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="Head", type="category", showgrid=False)
     figure.update_yaxes(title="Layer", type="category", showgrid=False, autorange="reversed")
     title = str(values.title.values)
-    return theme.finish(figure, f"{title} by head", f"{title} of every head ({values.unit.values}), layers down and heads across.", result.provenance)
+    return theme.finish(
+        figure,
+        f"{title} by head",
+        f"{title} of every head ({values.unit.values}), layers down and heads across.",
+        result.provenance,
+    )
 
 
 def change(result: Result) -> go.Figure:
@@ -163,12 +256,26 @@ def change(result: Result) -> go.Figure:
     labels = [f"{i} {t}" for i, t in enumerate(table.token)]  # equal texts stay apart
     figure = go.Figure()
     for name, column, colour in (("all heads on", "heads_on", theme.BLUE), ("heads off", "heads_off", theme.ORANGE)):
-        figure.add_bar(x=labels, y=table[column], name=name, marker_color=colour, hovertemplate="%{x}: %{y:.3f}<extra>" + name + "</extra>")
+        figure.add_bar(
+            x=labels,
+            y=table[column],
+            name=name,
+            marker_color=colour,
+            hovertemplate="%{x}: %{y:.3f}<extra>" + name + "</extra>",
+        )
     what = result.data["probability"].attrs["long_name"]
-    figure.update_xaxes(title="Token" if "token" in what else "Class", type="category", tickvals=labels, ticktext=[str(t) for t in table.token])
+    figure.update_xaxes(
+        title="Token" if "token" in what else "Class",
+        type="category",
+        tickvals=labels,
+        ticktext=[str(t) for t in table.token],
+    )
     figure.update_yaxes(title="Probability", range=[0, 1])
     first = table.iloc[0]
-    alt = f"{what} with all heads on and with {_count(result)} off; {first.token} goes from {first.heads_on:.3f} to {first.heads_off:.3f}."
+    alt = (
+        f"{what} with all heads on and with {_count(result)} off; {first.token} goes from {first.heads_on:.3f} to"
+        f" {first.heads_off:.3f}."
+    )
     return theme.finish(figure, f"{what} with {_count(result)} off", alt, result.provenance)
 
 

@@ -43,7 +43,9 @@ def labels(values: xr.DataArray, dim: str) -> list[str]:
 
 
 def row_table(values: xr.DataArray) -> pd.DataFrame:
-    """One line per row of a plane: norm, mean, standard deviation, smallest and largest value and where the largest is."""
+    """One line per row of a plane: norm, mean, standard deviation, smallest and largest value and where the largest
+    is.
+    """
     down, across = (str(d) for d in values.dims)
     numbers, columns = values.values, labels(values, across)
     some = np.where(np.isfinite(numbers), numbers, -np.inf)
@@ -73,11 +75,16 @@ def site_map(cells: pd.DataFrame, title: str, unit: str, provenance: Provenance)
     look = {"colorscale": theme.SIGNED, "reversescale": True} if signed else {"colorscale": theme.UNSIGNED}
     rows, columns = ([str(v) for v in axis] for axis in (cells.index, cells.columns))
     hover = f"{cells.index.name} %{{y}}, {cells.columns.name} %{{x}}: %{{z:.4g}}<extra></extra>"
-    figure = go.Figure(go.Heatmap(z=values, x=columns, y=rows, colorbar={"title": unit}, hovertemplate=hover, **look, **limits))
+    figure = go.Figure(
+        go.Heatmap(z=values, x=columns, y=rows, colorbar={"title": unit}, hovertemplate=hover, **look, **limits)
+    )
     figure.update_xaxes(title=str(cells.columns.name), type="category", showgrid=False, nticks=24)
     figure.update_yaxes(title=str(cells.index.name), type="category", showgrid=False, autorange="reversed", nticks=30)
     top = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
-    alt = f"Heat map of {title}, {len(rows)} x {len(columns)} cells; the largest in size is {values[top]:.3g} at {cells.index.name} {rows[top[0]]}, {cells.columns.name} {columns[top[1]]}."
+    alt = (
+        f"Heat map of {title}, {len(rows)} x {len(columns)} cells; the largest in size is {values[top]:.3g} at"
+        f" {cells.index.name} {rows[top[0]]}, {cells.columns.name} {columns[top[1]]}."
+    )
     return theme.finish(figure, title, alt, provenance)
 
 
@@ -101,7 +108,13 @@ def held_bars(held: pd.DataFrame, provenance: Provenance) -> go.Figure:
                 hovertemplate="%{y}: %{x:,.1f} MB on %{customdata}<extra></extra>",
             )
     figure.update_xaxes(title="Memory or disk (MB)", rangemode="tozero")
-    figure.update_yaxes(title="Held", autorange="reversed", categoryorder="array", categoryarray=[_short(n) for n in shown["name"]], tickfont={"size": 13})
+    figure.update_yaxes(
+        title="Held",
+        autorange="reversed",
+        categoryorder="array",
+        categoryarray=[_short(n) for n in shown["name"]],
+        tickfont={"size": 13},
+    )
     more = f" (the {MOST_BARS} largest of {len(held)})" if len(held) > MOST_BARS else ""
     alt = f"Bars of megabytes held by {len(held)} models, captures and stores, {held['MB'].sum():,.1f} MB together."
     return theme.finish(figure, f"What is held: {held['MB'].sum():,.1f} MB{more}", alt, provenance)

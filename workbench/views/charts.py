@@ -1,4 +1,6 @@
-"""Charts that any Result can be drawn with: bars, lines and maps, titled by the names and units that its variables carry."""
+"""Charts that any Result can be drawn with: bars, lines and maps, titled by the names and units that its variables
+carry.
+"""
 
 from collections.abc import Sequence
 
@@ -29,7 +31,9 @@ def grid(values: xr.DataArray, provenance: Provenance, *, x_title: str, y_title:
     rows, columns = ([str(v) for v in values[dim].values] for dim in values.dims)
     numbers = values.values.astype(float)
     is_signed = bool((numbers[np.isfinite(numbers)] < 0).any())
-    scale = {"colorscale": theme.SIGNED, "reversescale": True, **theme.signed_limits(numbers)} if is_signed else {"zmin": 0}
+    scale = (
+        {"colorscale": theme.SIGNED, "reversescale": True, **theme.signed_limits(numbers)} if is_signed else {"zmin": 0}
+    )
     unit = str(values.attrs.get("unit", ""))
     figure = go.Figure(
         go.Heatmap(
@@ -45,8 +49,14 @@ def grid(values: xr.DataArray, provenance: Provenance, *, x_title: str, y_title:
     figure.update_yaxes(title={"text": y_title, "standoff": 14}, type="category", showgrid=False, autorange="reversed")
     head = title or str(values.attrs.get("long_name", values.name))
     where = np.unravel_index(int(np.nanargmax(np.abs(numbers))), numbers.shape) if np.isfinite(numbers).any() else None
-    largest = "" if where is None else f"; the largest is {numbers[where]:.3g} {unit} at {rows[where[0]]}, {columns[where[1]]}"
-    done = theme.finish(figure, head, f"Map of {head.lower()} by {y_title.lower()} and {x_title.lower()}{largest}.", provenance)
+    largest = (
+        ""
+        if where is None
+        else f"; the largest is {numbers[where]:.3g} {unit} at {rows[where[0]]}, {columns[where[1]]}"
+    )
+    done = theme.finish(
+        figure, head, f"Map of {head.lower()} by {y_title.lower()} and {x_title.lower()}{largest}.", provenance
+    )
     return theme.below_tokens(done) if max(map(len, columns), default=0) > 6 or len(columns) > 40 else done
 
 
@@ -84,7 +94,9 @@ def bars(
     return theme.below_tokens(done) if max(map(len, labels), default=0) > 6 else done
 
 
-def lines(values: Sequence[xr.DataArray], provenance: Provenance, *, x_title: str, y_title: str, title: str) -> go.Figure:
+def lines(
+    values: Sequence[xr.DataArray], provenance: Provenance, *, x_title: str, y_title: str, title: str
+) -> go.Figure:
     """One line a variable over their one common dimension, named by `long_name`."""
     figure, ends = go.Figure(), []
     for array, colour in zip(values, COLOURS, strict=False):

@@ -1,4 +1,6 @@
-"""Figures of attribution, circuits and path patching: which edges and nodes carry a metric, and whether they suffice."""
+"""Figures of attribution, circuits and path patching: which edges and nodes carry a metric, and whether they
+suffice.
+"""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -39,7 +41,11 @@ def node_map(result: Result) -> go.Figure:
 def faithfulness_curve(result: Result) -> go.Figure:
     """What the k best edges keep alone, and what is left without them."""
     values = [result.data["faithfulness"], result.data["completeness"]]
-    words = {"x_title": "Edges in the circuit", "y_title": "Share of clean - empty", "title": "Do the best edges suffice?"}
+    words = {
+        "x_title": "Edges in the circuit",
+        "y_title": "Share of clean - empty",
+        "title": "Do the best edges suffice?",
+    }
     return charts.lines(values, result.provenance, **words)
 
 
@@ -58,12 +64,16 @@ def calibration_scatter(result: Result) -> go.Figure:
     for chosen, colour in (("top", charts.theme.BLUE), ("random", charts.theme.GREY)):
         rows = nodes[nodes["chosen"] == chosen]
         marker = {"color": colour, "size": 10}
-        figure.add_scatter(x=rows["exact"], y=rows["approx"], mode="markers", name=chosen, text=rows["node"], marker=marker)
+        figure.add_scatter(
+            x=rows["exact"], y=rows["approx"], mode="markers", name=chosen, text=rows["node"], marker=marker
+        )
     figure.update_xaxes(title="Exact change by patching")
     figure.update_yaxes(title="Attributed change")
     rho = float(result.data["spearman"].sel(over="all"))
     alt = f"Attributed against exact change of {len(nodes)} nodes; rank correlation {rho:.2f}."
-    return charts.theme.finish(figure, f"Attribution beside exact patching: rank correlation {rho:.2f}", alt, result.provenance)
+    return charts.theme.finish(
+        figure, f"Attribution beside exact patching: rank correlation {rho:.2f}", alt, result.provenance
+    )
 
 
 def path_map(result: Result) -> go.Figure:

@@ -31,14 +31,20 @@ def _trace(number: int, trace: dict[str, Any]) -> pd.DataFrame:
     if kind in ("heatmap", "contour"):
         z = _array(trace.get("z"))
         z = z.reshape(len(z), -1) if z.size else np.empty((0, 0))
-        rows, cols = (np.arange(z.shape[i]) if trace.get(k) is None else _array(trace[k]) for i, k in ((0, "y"), (1, "x")))
+        rows, cols = (
+            np.arange(z.shape[i]) if trace.get(k) is None else _array(trace[k]) for i, k in ((0, "y"), (1, "x"))
+        )
         columns = {"x": np.tile(cols, len(rows)), "y": np.repeat(rows, len(cols)), "z": z.ravel()}
         if trace.get("text") is not None and np.size(_array(trace["text"])) == z.size:
             columns["text"] = _array(trace["text"]).ravel()
     elif kind == "sankey":
         link, labels = trace.get("link", {}), list(trace.get("node", {}).get("label") or [])
         named = lambda ids: [labels[int(i)] if int(i) < len(labels) else int(i) for i in _array(ids)]  # noqa: E731
-        columns = {"source": named(link.get("source")), "target": named(link.get("target")), "value": _array(link.get("value"))}
+        columns = {
+            "source": named(link.get("source")),
+            "target": named(link.get("target")),
+            "value": _array(link.get("value")),
+        }
     elif kind in ("histogram", "box", "violin"):
         columns = {key: _array(trace[key]) for key in ("x", "y") if trace.get(key) is not None}
     else:

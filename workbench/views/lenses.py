@@ -38,14 +38,25 @@ def lens_grid(result: Result, quantity: str = "probability") -> go.Figure:
     unit = "log10(1 + rank)" if quantity == "rank" else {"probability": "probability", "entropy": "nats"}[quantity]
     figure = go.Figure(
         go.Heatmap(
-            z=values, x=columns, y=layer_names(result), text=texts, texttemplate="%{text}", textfont={"size": 13}, colorscale=theme.UNSIGNED, zmin=0, colorbar={"title": unit},
+            z=values,
+            x=columns,
+            y=layer_names(result),
+            text=texts,
+            texttemplate="%{text}",
+            textfont={"size": 13},
+            colorscale=theme.UNSIGNED,
+            zmin=0,
+            colorbar={"title": unit},
             hovertemplate="after block %{y}, position %{x}: %{text}<br>%{z:.3f}<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="Position (token read)", type="category", showgrid=False)
     figure.update_yaxes(title="Blocks passed", type="category", showgrid=False, autorange="reversed")
     title = "Rank of the followed token" if quantity == "rank" else QUANTITIES[quantity]
-    alt = f"Logit lens: {title.lower()} by blocks passed and position; at the last position the model's own first choice is {texts[-1][-1]}."
+    alt = (
+        f"Logit lens: {title.lower()} by blocks passed and position; at the last position the model's own first choice"
+        f" is {texts[-1][-1]}."
+    )
     return theme.below_tokens(theme.finish(figure, f"Logit lens: {title.lower()}", alt, result.provenance))
 
 

@@ -1,7 +1,8 @@
-"""Figures and tables of predictions: tokens coloured by loss, likeliest tokens at a position, one prompt or two side by side.
+"""Figures and tables of predictions: tokens coloured by loss, likeliest tokens at a position, one prompt or two side by
+side.
 
-Functions take one Result or two, each of one prompt (the first, where it holds several). "Loss of a token" is always what
-that very token cost: in a causal model it was predicted one position earlier.
+Functions take one Result or two, each of one prompt (the first, where it holds several). "Loss of a token" is always
+what that very token cost: in a causal model it was predicted one position earlier.
 """
 
 import html
@@ -41,7 +42,9 @@ def sides(results: Sequence[Result]) -> list[str]:
     names = [str(r.provenance.model.get("name", "model")) for r in results]
     if results[0].provenance.model == results[1].provenance.model:
         return ["first prompt", "second prompt"]
-    names = [name if len(name) <= 40 else "…" + name[-39:] for name in names]  # of a long path or hub id the end tells most
+    names = [
+        name if len(name) <= 40 else "…" + name[-39:] for name in names
+    ]  # of a long path or hub id the end tells most
     return names if names[0] != names[1] else [f"first {names[0]}", f"second {names[1]}"]
 
 
@@ -55,8 +58,8 @@ def own_loss(result: Result) -> np.ndarray:
 
 
 def token_values(results: Sequence[Result], quantity: str = "loss") -> list[np.ndarray]:
-    """[pos] numbers that colour the tokens of each prompt, in nats: a key of QUANTITIES, or "change": the second's loss minus the
-    first's at tokens that both have, nan at others."""
+    """[pos] numbers that colour the tokens of each prompt, in nats: a key of QUANTITIES, or "change": the second's loss
+    minus the first's at tokens that both have, nan at others."""
     if quantity == "entropy":
         return [one_prompt(r)["entropy"].values for r in results]
     losses = [own_loss(r) for r in results]
@@ -69,25 +72,42 @@ def token_values(results: Sequence[Result], quantity: str = "loss") -> list[np.n
 
 
 def token_table(*results: Result) -> pd.DataFrame:
-    """One row a token: pos, token_id, token, loss (of this token), and entropy, likeliest, probability of the prediction made at
-    its position. With two prompts a column says which."""
+    """One row a token: pos, token_id, token, loss (of this token), and entropy, likeliest, probability of the
+    prediction made at its position. With two prompts a column says which."""
     tables = []
     for result, side in zip(results, sides(results), strict=True):
         data = one_prompt(result)
-        columns = {"pos": data["pos"].values, "token_id": data["read_id"].values, "token": data["read"].values, "loss": own_loss(result), "entropy": data["entropy"].values}
-        columns |= {"likeliest": data["token"].isel(rank=0).values, "probability": data["probability"].isel(rank=0).values}
+        columns = {
+            "pos": data["pos"].values,
+            "token_id": data["read_id"].values,
+            "token": data["read"].values,
+            "loss": own_loss(result),
+            "entropy": data["entropy"].values,
+        }
+        columns |= {
+            "likeliest": data["token"].isel(rank=0).values,
+            "probability": data["probability"].isel(rank=0).values,
+        }
         tables.append(pd.DataFrame(({"side": side} if side else {}) | columns))
     return pd.concat(tables, ignore_index=True)
 
 
 def choices(result: Result, pos: int, top_k: int = 10) -> pd.DataFrame:
-    """The likeliest tokens predicted at a position: rank, token, token_id, probability, actual (it is what the prompt has there)."""
+    """The likeliest tokens predicted at a position: rank, token, token_id, probability, actual (it is what the
+    prompt has there).
+    """
     data = one_prompt(result)
     there, at = data.isel(pos=pos, rank=slice(0, top_k)), pos + result.data.attrs["offset"]
     actual = int(data["read_id"][at]) if at < data.sizes["pos"] else -1
     ids = there["token_id"].values
     return pd.DataFrame(
-        {"rank": there["rank"].values, "token": there["token"].values, "token_id": ids, "probability": there["probability"].values, "actual": (ids == actual) & (ids >= 0)}
+        {
+            "rank": there["rank"].values,
+            "token": there["token"].values,
+            "token_id": ids,
+            "probability": there["probability"].values,
+            "actual": (ids == actual) & (ids >= 0),
+        }
     )
 
 
@@ -95,23 +115,34 @@ def choices(result: Result, pos: int, top_k: int = 10) -> pd.DataFrame:
 
 
 def _blocks(first: Result, second: Result) -> list[tuple[str, int, int, int, int]]:
-    """difflib's blocks over the two token lists. Models of one vocabulary: equal text is equal; of two: leading space aside, which
-    some families write into their tokens and some do not."""
+    """difflib's blocks over the two token lists. Models of one vocabulary: equal text is equal; of two: leading space
+    aside, which some families write into their tokens and some do not."""
     exact = first.data.attrs["d_vocab"] == second.data.attrs["d_vocab"]
-    texts = [[str(t) if exact else str(t).strip() or str(t) for t in one_prompt(r)["read"].values] for r in (first, second)]
+    texts = [
+        [str(t) if exact else str(t).strip() or str(t) for t in one_prompt(r)["read"].values] for r in (first, second)
+    ]
     return SequenceMatcher(None, *texts, autojunk=False).get_opcodes()
 
 
 def aligned(first: Result, second: Result) -> list[tuple[int, int]]:
     """(position in the first, position in the second) of tokens that both have, in order."""
-    return [(i + n, j + n) for kind, i, until, j, _ in _blocks(first, second) if kind == "equal" for n in range(until - i)]
+    return [
+        (i + n, j + n) for kind, i, until, j, _ in _blocks(first, second) if kind == "equal" for n in range(until - i)
+    ]
 
 
 def differences(first: Result, second: Result) -> pd.DataFrame:
-    """Where the two token lists differ: first_pos, first, second_pos, second; a position is where it starts, tokens as text."""
+    """Where the two token lists differ: first_pos, first, second_pos, second; a position is where it starts, tokens
+    as text.
+    """
     reads = [[visible(t) for t in one_prompt(r)["read"].values] for r in (first, second)]
     rows = [
-        {"first_pos": i, "first": " | ".join(reads[0][i:i_end]), "second_pos": j, "second": " | ".join(reads[1][j:j_end])}
+        {
+            "first_pos": i,
+            "first": " | ".join(reads[0][i:i_end]),
+            "second_pos": j,
+            "second": " | ".join(reads[1][j:j_end]),
+        }
         for kind, i, i_end, j, j_end in _blocks(first, second)
         if kind != "equal"
     ]
@@ -128,7 +159,9 @@ def _shown(token: object) -> str:
 
 
 def token_bars(*results: Result, quantity: str = "loss") -> go.Figure:
-    """The number that colours each token, as bars along the prompt; a second prompt below the first, on the same scale."""
+    """The number that colours each token, as bars along the prompt; a second prompt below the first, on the same
+    scale.
+    """
     values, names, n = token_values(results, quantity), sides(results), len(results)
     title = (QUANTITIES | CHANGE)[quantity]
     labels = [[f"{pos} {_shown(token)}" for pos, token in enumerate(one_prompt(r)["read"].values)] for r in results]
@@ -139,15 +172,35 @@ def token_bars(*results: Result, quantity: str = "loss") -> go.Figure:
         down, step, at = i * (ROW_HEIGHT[n] + gap) / plots, -(-len(labels[i]) // LABELS), list(range(len(labels[i])))
         bars.append(
             go.Bar(
-                x=at, y=values[i], text=labels[i], textposition="none", xaxis=f"x{i + 1}", yaxis=f"y{i + 1}", showlegend=False,
-                marker={"color": theme.BLUE if i == 0 or quantity == "change" else theme.ORANGE}, hovertemplate="%{text}: %{y:.3f} nats<extra></extra>",
+                x=at,
+                y=values[i],
+                text=labels[i],
+                textposition="none",
+                xaxis=f"x{i + 1}",
+                yaxis=f"y{i + 1}",
+                showlegend=False,
+                marker={"color": theme.BLUE if i == 0 or quantity == "change" else theme.ORANGE},
+                hovertemplate="%{text}: %{y:.3f} nats<extra></extra>",
             )
-        )  # fmt: skip
+        )
         words = {"text": "Position (token read)" if i == n - 1 else "", "standoff": 18}
-        layout[f"xaxis{i + 1}"] = {"anchor": f"y{i + 1}", "tickvals": at[::step], "ticktext": labels[i][::step], "range": [-0.6, len(at) - 0.4], "showgrid": False, "title": words}
+        layout[f"xaxis{i + 1}"] = {
+            "anchor": f"y{i + 1}",
+            "tickvals": at[::step],
+            "ticktext": labels[i][::step],
+            "range": [-0.6, len(at) - 0.4],
+            "showgrid": False,
+            "title": words,
+        }
         domain = [1 - down - ROW_HEIGHT[n] / plots if i < n - 1 else 0, 1 - down]
         says = "Entropy (nats)" if quantity == "entropy" else "Loss (nats)"
-        layout[f"yaxis{i + 1}"] = {"anchor": f"x{i + 1}", "domain": domain, "title": says, "zeroline": True, "zerolinecolor": "#444444"} | ({"matches": "y"} if i else {})
+        layout[f"yaxis{i + 1}"] = {
+            "anchor": f"x{i + 1}",
+            "domain": domain,
+            "title": says,
+            "zeroline": True,
+            "zerolinecolor": "#444444",
+        } | ({"matches": "y"} if i else {})
     headings = [_heading(name, 0.5, 1 - i * (ROW_HEIGHT[n] + gap) / plots) for i, name in enumerate(names) if name]
     alt = f"Bars of {title.lower()} in nats by position; " + _largest(results, values, names)
     figure = go.Figure(bars, {**layout, "annotations": headings})
@@ -156,7 +209,9 @@ def token_bars(*results: Result, quantity: str = "loss") -> go.Figure:
 
 
 def next_tokens(results: Sequence[Result], positions: Sequence[int], top_k: int = 10) -> go.Figure:
-    """The likeliest tokens predicted at one position of each prompt; the token that is really there in another colour."""
+    """The likeliest tokens predicted at one position of each prompt; the token that is really there in another
+    colour.
+    """
     names, n = sides(results), len(results)
     tables = [choices(result, pos, top_k) for result, pos in zip(results, positions, strict=True)]
     wheres = [_where(result, pos) for result, pos in zip(results, positions, strict=True)]
@@ -167,12 +222,23 @@ def next_tokens(results: Sequence[Result], positions: Sequence[int], top_k: int 
         labels = [f"{_shown(token)}  (id {id_})" for token, id_ in zip(table.token, table.token_id, strict=True)]
         bars.append(
             go.Bar(
-                x=table.probability, y=table["rank"], orientation="h", textposition="outside", cliponaxis=False, xaxis=f"x{i + 1}", yaxis=f"y{i + 1}",
-                text=[f"{p:.4g}" + (mark if actual else "") for p, actual in zip(table.probability, table.actual, strict=True)],
+                x=table.probability,
+                y=table["rank"],
+                orientation="h",
+                textposition="outside",
+                cliponaxis=False,
+                xaxis=f"x{i + 1}",
+                yaxis=f"y{i + 1}",
+                text=[
+                    f"{p:.4g}" + (mark if actual else "")
+                    for p, actual in zip(table.probability, table.actual, strict=True)
+                ],
                 marker={"color": [theme.ORANGE if actual else theme.BLUE for actual in table.actual]},
-                customdata=labels, showlegend=False, hovertemplate="%{customdata}: %{x:.4f}<extra></extra>",
+                customdata=labels,
+                showlegend=False,
+                hovertemplate="%{customdata}: %{x:.4f}<extra></extra>",
             )
-        )  # fmt: skip
+        )
         domain = [0, 1] if n == 1 else [i * 0.6, i * 0.6 + 0.4]
         layout[f"xaxis{i + 1}"] = {
             "anchor": f"y{i + 1}",
@@ -192,17 +258,30 @@ def next_tokens(results: Sequence[Result], positions: Sequence[int], top_k: int 
         }
         headings += [_heading(f"{names[i]}<br>{wheres[i]}", sum(domain) / 2, 1)] if names[i] else []
     alt = "Bars of the likeliest tokens: " + "; ".join(
-        f"{name + ', ' if name else ''}{html.unescape(where)}: first {visible(table.token[0])} at {table.probability[0]:.2f}"
+        f"{name + ', ' if name else ''}{html.unescape(where)}: first {visible(table.token[0])} at"
+        f" {table.probability[0]:.2f}"
         for name, where, table in zip(names, wheres, tables, strict=True)
     )
     title = f"Likeliest tokens {wheres[0]}" if n == 1 else "Likeliest tokens"
     figure = theme.finish(go.Figure(bars, {**layout, "annotations": headings}), title, alt, results[0].provenance)
-    return _both_sources(figure.update_layout(height=theme.HEIGHT + 30, margin={"t": 100}) if n == 2 else figure, results)
+    return _both_sources(
+        figure.update_layout(height=theme.HEIGHT + 30, margin={"t": 100}) if n == 2 else figure, results
+    )
 
 
 def _heading(text: str, x: float, y: float) -> dict:
     """The line above one of two plots."""
-    return {"text": text, "x": x, "y": y, "xref": "paper", "yref": "paper", "xanchor": "center", "yanchor": "bottom", "showarrow": False, "font": {"size": 15}}
+    return {
+        "text": text,
+        "x": x,
+        "y": y,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "center",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"size": 15},
+    }
 
 
 def _where(result: Result, pos: int) -> str:
@@ -216,7 +295,10 @@ def _largest(results: Sequence[Result], values: Sequence[np.ndarray], names: Seq
     for result, side, name in zip(results, values, names, strict=True):
         if np.isfinite(side).any():
             at = int(np.nanargmax(np.abs(side)))
-            found.append(f"{name + ': ' if name else ''}the largest is {side[at]:.2f} at position {at}, {visible(one_prompt(result)['read'].values[at])}")
+            found.append(
+                f"{name + ': ' if name else ''}the largest is {side[at]:.2f} at position {at},"
+                f" {visible(one_prompt(result)['read'].values[at])}"
+            )
     return "; ".join(found) or "there is none yet"
 
 

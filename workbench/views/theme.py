@@ -13,7 +13,15 @@ from workbench.core.errors import BadData
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442"
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+)
 GREY = "#9a9a9a"
 UNSIGNED, SIGNED = "Viridis", "RdBu"
 WIDTH, HEIGHT = 960, 560
@@ -25,8 +33,22 @@ TEMPLATE = go.layout.Template(
         title={"x": 0.01, "xanchor": "left", "font": {"size": 20}},
         paper_bgcolor="#ffffff",
         plot_bgcolor="#ffffff",
-        xaxis={"showgrid": True, "gridcolor": "#e6e6e6", "linecolor": "#444444", "ticks": "outside", "zeroline": False, "automargin": True},
-        yaxis={"showgrid": True, "gridcolor": "#e6e6e6", "linecolor": "#444444", "ticks": "outside", "zeroline": False, "automargin": True},
+        xaxis={
+            "showgrid": True,
+            "gridcolor": "#e6e6e6",
+            "linecolor": "#444444",
+            "ticks": "outside",
+            "zeroline": False,
+            "automargin": True,
+        },
+        yaxis={
+            "showgrid": True,
+            "gridcolor": "#e6e6e6",
+            "linecolor": "#444444",
+            "ticks": "outside",
+            "zeroline": False,
+            "automargin": True,
+        },
         legend={"font": {"size": 14}, "bgcolor": "rgba(0,0,0,0)"},
         margin={"l": 80, "r": 30, "t": 70, "b": 105},
     )
@@ -35,11 +57,21 @@ TEMPLATE = go.layout.Template(
 
 def finish(figure: go.Figure, title: str, alt: str, provenance: Provenance) -> go.Figure:
     """Give a figure its template, size, title, alt text (in layout.meta) and, under it, where it came from."""
-    figure.update_layout(template=TEMPLATE, title=title, width=WIDTH, height=HEIGHT, meta={"alt": alt, "provenance": provenance.short()})
+    figure.update_layout(
+        template=TEMPLATE, title=title, width=WIDTH, height=HEIGHT, meta={"alt": alt, "provenance": provenance.short()}
+    )
     figure.add_annotation(
-        text=provenance.short(), xref="paper", yref="paper", x=0, y=0, yshift=-88, xanchor="left", yanchor="top", showarrow=False,
+        text=provenance.short(),
+        xref="paper",
+        yref="paper",
+        x=0,
+        y=0,
+        yshift=-88,
+        xanchor="left",
+        yanchor="top",
+        showarrow=False,
         font={"size": 11, "color": "#777777"},
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -57,7 +89,9 @@ def drawable(result: Result, figures: Mapping[str, Callable[[Result], go.Figure]
 def below_tokens(figure: go.Figure) -> go.Figure:
     """Room for words that stand upright under the horizontal axis: the line of provenance goes below them."""
     figure.layout.annotations[-1].update(yshift=-165)
-    return figure.update_layout(height=HEIGHT + 80, margin={"b": 185}).update_xaxes(tickangle=-90, tickfont={"size": 13})
+    return figure.update_layout(height=HEIGHT + 80, margin={"b": 185}).update_xaxes(
+        tickangle=-90, tickfont={"size": 13}
+    )
 
 
 def signed_limits(values: object) -> dict[str, float]:
@@ -69,12 +103,17 @@ def signed_limits(values: object) -> dict[str, float]:
 
 
 def on_any_paper(figure: go.Figure) -> go.Figure:
-    """A copy for a page whose background is not ours: transparent, as wide as its place, with a mid grey ink that reads on
-    light (4.5 : 1) and dark (4.6 : 1)."""
+    """A copy for a page whose background is not ours: transparent, as wide as its place, with a mid grey ink that reads
+    on light (4.5 : 1) and dark (4.6 : 1)."""
     drawn, ink = figure.to_dict(), "#767676"
     layout, clear = drawn["layout"], "rgba(0,0,0,0)"
     layout.pop("width", None)
-    layout |= {"paper_bgcolor": clear, "plot_bgcolor": clear, "font": layout.get("font", {}) | {"color": ink}, "autosize": True}
+    layout |= {
+        "paper_bgcolor": clear,
+        "plot_bgcolor": clear,
+        "font": layout.get("font", {}) | {"color": ink},
+        "autosize": True,
+    }
     lines = {"color": ink, "gridcolor": "rgba(128,128,128,.25)", "linecolor": ink}
     for name in ["xaxis", "yaxis", *(key for key in layout if re.fullmatch(r"[xy]axis\d+", key))]:
         layout[name] = layout.get(name, {}) | lines

@@ -11,7 +11,10 @@ from . import charts
 def token_bars(result: Result) -> go.Figure:
     """One bar a token, the most active first; each is named by its prompt, position and text."""
     data = result.data
-    labels = [f"{e}:{p} {t.strip()}" for e, p, t in zip(*(data[n].values.tolist() for n in ("example", "pos", "token")), strict=True)]
+    labels = [
+        f"{e}:{p} {t.strip()}"
+        for e, p, t in zip(*(data[n].values.tolist() for n in ("example", "pos", "token")), strict=True)
+    ]
     unit = f"{data.attrs['kind']} {data.attrs['index']} of layer {data.attrs['layer']}"
     values = pd.Series(data["activation"].values, index=labels)
     words = {"x_title": "Prompt : position, and token", "y_title": charts.named(data["activation"])}

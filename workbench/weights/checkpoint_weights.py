@@ -1,4 +1,5 @@
-"""Weights of checkpoints, one tensor at a time: modules in memory, directories of safetensors, LoRA adapters as factors.
+"""Weights of checkpoints, one tensor at a time: modules in memory, directories of safetensors, LoRA adapters as
+factors.
 
 For comparisons of many checkpoints that must never lie in memory together. Nothing is kept: a file is opened for each
 tensor and mapped, not read whole. An adapter is read as (A, B) with its scale in B, so that its update is B A.
@@ -18,15 +19,24 @@ from safetensors import safe_open
 from workbench.core.errors import ModelNotFound, UnsupportedModel
 from workbench.core.places import organism_folder
 
-Source = torch.nn.Module | Mapping[str, Any] | Path | str  # a mapping holds training.lora.Factors: anything with A, B and scale
+Source = (
+    torch.nn.Module | Mapping[str, Any] | Path | str
+)  # a mapping holds training.lora.Factors: anything with A, B and scale
 LowRank = tuple[torch.Tensor, torch.Tensor]  # A [r, in] and B [out, r], whose product B A is the update
 
-ADAPTER_FILE, ADAPTER_CONFIG, CONFIG, INDEX = "adapter_model.safetensors", "adapter_config.json", "config.json", "model.safetensors.index.json"
+ADAPTER_FILE, ADAPTER_CONFIG, CONFIG, INDEX = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "config.json",
+    "model.safetensors.index.json",
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Names of the weights, and the way to one of them. `read` gives float32 or wider; of an adapter, `factors` gives A and B."""
+    """Names of the weights, and the way to one of them. `read` gives float32 or wider; of an adapter, `factors`
+    gives A and B.
+    """
 
     label: str
     names: frozenset[str]
@@ -40,27 +50,42 @@ def open_checkpoint(source: Source) -> Checkpoint:
     """A checkpoint to read tensor by tensor.
 
     Args:
-        source: a Hugging Face module, `organism:NAME`, a directory of safetensors or of a PEFT adapter, or {module name: Factors}.
+        source: a Hugging Face module, `organism:NAME`, a directory of safetensors or of a PEFT adapter, or {module
+            name: Factors}.
 
     Raises:
-        ModelNotFound: if there are no weights to read. UnsupportedModel: on adapters that are no plain LoRA; later, on weights that
-        are not floating point.
+        ModelNotFound: if there are no weights to read. UnsupportedModel: on adapters that are no plain LoRA; later, on
+            weights that are not floating point.
     """
     if isinstance(source, torch.nn.Module):
         return _of_module(source)
     if isinstance(source, Mapping):
         return _of_factors(source)
-    folder = organism_folder(source.removeprefix("organism:")) if isinstance(source, str) and source.startswith("organism:") else Path(source)
+    folder = (
+        organism_folder(source.removeprefix("organism:"))
+        if isinstance(source, str) and source.startswith("organism:")
+        else Path(source)
+    )
     return _of_adapter(folder) if (folder / ADAPTER_CONFIG).is_file() else _of_folder(folder)
 
 
 def _of_module(module: torch.nn.Module) -> Checkpoint:
     if hasattr(module, "peft_config"):
-        raise UnsupportedModel(f"{type(module).__name__} holds its adapter apart; give training.lora.factors(it), or training.lora.merge(it)")
+        raise UnsupportedModel(
+            f"{type(module).__name__} holds its adapter apart; give training.lora.factors(it), or"
+            " training.lora.merge(it)"
+        )
     parameters: dict[str, torch.Tensor] = {name: p.detach() for name, p in module.named_parameters()}
     config = getattr(module, "config", None)
     settings = config.get_text_config().to_dict() if config is not None else {}
-    return Checkpoint(type(module).__name__, frozenset(parameters), settings, False, lambda name: _wide(parameters[name], name), _no_factors)
+    return Checkpoint(
+        type(module).__name__,
+        frozenset(parameters),
+        settings,
+        False,
+        lambda name: _wide(parameters[name], name),
+        _no_factors,
+    )
 
 
 def _of_factors(found: Mapping[str, Any]) -> Checkpoint:
@@ -74,9 +99,16 @@ def _of_factors(found: Mapping[str, Any]) -> Checkpoint:
 def _of_folder(folder: Path) -> Checkpoint:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelNotFound(f"{folder.name!r} holds no *.safetensors; give a local directory saved with save_pretrained, or of a PEFT adapter")
+        raise ModelNotFound(
+            f"{folder.name!r} holds no *.safetensors; give a local directory saved with save_pretrained, or of a PEFT"
+            " adapter"
+        )
     index = folder / INDEX
-    where = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {name: file.name for file in files for name in _keys(file)}
+    where = (
+        json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if index.is_file()
+        else {name: file.name for file in files for name in _keys(file)}
+    )
 
     def read(name: str) -> torch.Tensor:
         with safe_open(str(folder / where[name]), framework="pt") as handle:
@@ -91,14 +123,24 @@ def _of_adapter(folder: Path) -> Checkpoint:
         raise UnsupportedModel(f"the adapter {folder.name!r} has no {ADAPTER_FILE} (pickled adapters are not read)")
     odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern") if settings.get(key)]
     if settings.get("peft_type") != "LORA" or odd:
-        raise UnsupportedModel(f"the adapter {folder.name!r} ({settings.get('peft_type')}{''.join(', ' + key for key in odd)}) is no plain LoRA with one rank and one scale")
+        raise UnsupportedModel(
+            f"the adapter {folder.name!r} ({settings.get('peft_type')}{''.join(', ' + key for key in odd)}) is no plain"
+            " LoRA with one rank and one scale"
+        )
     scale = settings["lora_alpha"] / (sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
     before = "base_model.model."
-    names = frozenset(key.removesuffix(".lora_A.weight").removeprefix(before) + ".weight" for key in _keys(file) if key.endswith(".lora_A.weight"))
+    names = frozenset(
+        key.removesuffix(".lora_A.weight").removeprefix(before) + ".weight"
+        for key in _keys(file)
+        if key.endswith(".lora_A.weight")
+    )
 
     def factors(name: str) -> LowRank:
         with safe_open(str(file), framework="pt") as handle:
-            a, b = (_wide(handle.get_tensor(f"{before}{name.removesuffix('.weight')}.lora_{part}.weight"), name) for part in "AB")
+            a, b = (
+                _wide(handle.get_tensor(f"{before}{name.removesuffix('.weight')}.lora_{part}.weight"), name)
+                for part in "AB"
+            )
         return a, scale * b
 
     return Checkpoint(folder.name, names, {}, True, _no_weights, factors)
@@ -106,7 +148,10 @@ def _of_adapter(folder: Path) -> Checkpoint:
 
 def _wide(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if not tensor.is_floating_point() or tensor.itemsize < 2:
-        raise UnsupportedModel(f"{name} is stored as {tensor.dtype}: quantised weights cannot be subtracted without their scales; give a checkpoint in 16 or 32 bits")
+        raise UnsupportedModel(
+            f"{name} is stored as {tensor.dtype}: quantised weights cannot be subtracted without their scales; give a"
+            " checkpoint in 16 or 32 bits"
+        )
     return tensor.float() if tensor.itemsize < 4 else tensor
 
 

@@ -4,7 +4,8 @@ Two removals that are easily confused, each with its own function:
     remove_gain_and_bias   LN(x) = w * N(x) + b becomes N(x): the normalisation STAYS (what "LN removal" means in
                            Singhal & Kim 2025, arXiv 2511.10566). RMSNorm has no bias and loses its gain.
     remove_whole_norm      LN(x) becomes x.
-Works on plain modules (BERT, GPT-2, GPT-Neo, ViT, Llama- and Qwen-style RMSNorm, Gemma's 1 + w), which are changed in place.
+Works on plain modules (BERT, GPT-2, GPT-Neo, ViT, Llama- and Qwen-style RMSNorm, Gemma's 1 + w), which are changed in
+place.
 Cost: none, but for `gradient_norms`: one forward and backward.
 """
 
@@ -26,8 +27,8 @@ WHERE: tuple[Where, ...] = ("all", "early", "middle", "late")
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """One norm: its dotted `name`, the `block` it is in (None for those before and after the blocks) and its `place` there
-    (0 is the first norm of the block, 1 the second)."""
+    """One norm: its dotted `name`, the `block` it is in (None for those before and after the blocks) and its `place`
+    there (0 is the first norm of the block, 1 the second)."""
 
     name: str
     module: nn.Module
@@ -54,13 +55,22 @@ def blocks(module: nn.Module) -> tuple[str, nn.ModuleList]:
         UnsupportedModel: if there is none.
     """
     for name, child in module.named_modules():
-        if isinstance(child, nn.ModuleList) and len(child) and all(any(_is_norm(m) for m in block.modules()) for block in child):
+        if (
+            isinstance(child, nn.ModuleList)
+            and len(child)
+            and all(any(_is_norm(m) for m in block.modules()) for block in child)
+        ):
             return name, child
-    raise UnsupportedModel(f"{type(module).__name__} has no list of blocks with LayerNorm or RMSNorm in them, so there is nothing to remove")
+    raise UnsupportedModel(
+        f"{type(module).__name__} has no list of blocks with LayerNorm or RMSNorm in them, so there is nothing to"
+        " remove"
+    )
 
 
 def norms(module: nn.Module) -> list[Norm]:
-    """The norms over the residual stream, in the order they stand in the model; norms inside attention (of queries and keys) are not."""
+    """The norms over the residual stream, in the order they stand in the model; norms inside attention (of queries
+    and keys) are not.
+    """
     list_name, block_list = blocks(module)
     inside = [[(n, m) for n, m in block.named_modules() if _is_norm(m)] for block in block_list]
     width = max(m.weight.numel() for found in inside for _, m in found)  # type: ignore[union-attr, operator]
@@ -84,7 +94,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def placement(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> str:
-    """"post" if a block returns what one of its norms returned (the norm closes the residual sum), else "pre".
+    """ "post" if a block returns what one of its norms returned (the norm closes the residual sum), else "pre".
 
     Seen in a forward on `inputs`, not guessed from a name.
     """
@@ -97,12 +107,19 @@ def placement(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> str:
 
     def compare(block: int, out: Any) -> None:
         value = out[0] if isinstance(out, (tuple, list)) else out
-        closes.append(any(norm.numel() == value.numel() and torch.equal(norm.reshape(value.shape), value) for norm in returned.get(block, ())))
+        closes.append(
+            any(
+                norm.numel() == value.numel() and torch.equal(norm.reshape(value.shape), value)
+                for norm in returned.get(block, ())
+            )
+        )
 
     with ExitStack() as stack:
         for norm in norms(module):
             if norm.block is not None:
-                stack.callback(norm.module.register_forward_hook(lambda m, a, out, block=norm.block: keep(block, out)).remove)
+                stack.callback(
+                    norm.module.register_forward_hook(lambda m, a, out, block=norm.block: keep(block, out)).remove
+                )
         for block, child in enumerate(block_list):
             stack.callback(child.register_forward_hook(lambda m, a, out, block=block: compare(block, out)).remove)
         with torch.no_grad():
@@ -137,7 +154,9 @@ def chosen(module: nn.Module, where: Where) -> list[Norm]:
 
 @dataclass(frozen=True)
 class Removal:
-    """What was done: how many norms and parameters, and how far they were from a plain N(x) (mean |gain - 1|, mean |bias|)."""
+    """What was done: how many norms and parameters, and how far they were from a plain N(x) (mean |gain - 1|, mean
+    |bias|).
+    """
 
     n_norms: int
     n_parameters: int
@@ -187,7 +206,9 @@ def moved(found: Sequence[Norm]) -> tuple[float, float]:
 
 
 def neutral_gain(norm: Norm) -> float:
-    """The gain at which a norm returns N(x): 1 for nearly all, 0 where the model multiplies by 1 + w. Found by trying."""
+    """The gain at which a norm returns N(x): 1 for nearly all, 0 where the model multiplies by 1 + w. Found by
+    trying.
+    """
     probe = torch.linspace(-1, 1, norm.gain.numel(), device=norm.gain.device, dtype=torch.float32)[None] * 3
     kept, bias = norm.gain.detach().clone(), None if norm.bias is None else norm.bias.detach().clone()
     try:
@@ -203,14 +224,18 @@ def neutral_gain(norm: Norm) -> float:
             norm.gain.copy_(kept)
             if bias is not None and norm.bias is not None:
                 norm.bias.copy_(bias)
-    raise UnsupportedModel(f"{norm.name} ({type(norm.module).__name__}) normalises to unit size with no gain tried, so 'removed' is undefined for it")
+    raise UnsupportedModel(
+        f"{norm.name} ({type(norm.module).__name__}) normalises to unit size with no gain tried, so 'removed' is"
+        " undefined for it"
+    )
 
 
 def hold_random(module: nn.Module, n_parameters: int, *, seed: int) -> dict[str, torch.Tensor]:
     """The placebo of a removal: as many single numbers of other tensors, drawn at random, get no gradient.
 
     Returns:
-        {parameter name: boolean mask of what is held}. With an optimiser without weight decay, held numbers stay as they are.
+        {parameter name: boolean mask of what is held}. With an optimiser without weight decay, held numbers stay as
+        they are.
 
     Raises:
         BadSpec: if there are fewer trainable numbers than asked for.
@@ -222,25 +247,38 @@ def hold_random(module: nn.Module, n_parameters: int, *, seed: int) -> dict[str,
         raise BadSpec(f"{n_parameters} parameters were to be held, and there are {total} outside the norms")
     flat = torch.zeros(total, dtype=torch.bool)
     flat[torch.from_numpy(np.random.default_rng([seed, 13]).choice(total, n_parameters, replace=False))] = True
-    masks = dict(zip(free, (m.view(p.shape) for m, p in zip(flat.split([p.numel() for p in free.values()]), free.values(), strict=True)), strict=True))
+    masks = dict(
+        zip(
+            free,
+            (
+                m.view(p.shape)
+                for m, p in zip(flat.split([p.numel() for p in free.values()]), free.values(), strict=True)
+            ),
+            strict=True,
+        )
+    )
     for name, mask in masks.items():
         free[name].register_hook(lambda gradient, mask=mask: gradient.masked_fill(mask.to(gradient.device), 0.0))
     return masks
 
 
-def gradient_norms(module: nn.Module, batches: Iterable[tuple[Mapping[str, torch.Tensor], torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+def gradient_norms(
+    module: nn.Module, batches: Iterable[tuple[Mapping[str, torch.Tensor], torch.Tensor]]
+) -> tuple[np.ndarray, np.ndarray]:
     """L2 norm of dLoss/d(input of the norm), per sample, at every norm of the blocks.
 
-    The loss of a batch is SUMMED over samples, and samples do not meet in a transformer, so each sample's gradient is the one
-    it would have alone. The derivative is the total one of the tensor that enters the norm: in a Pre-LN block this is the
-    residual stream, so the way around the norm counts too (as the bounds with 1 + s_max(J) in the paper have it; inferred).
+    The loss of a batch is SUMMED over samples, and samples do not meet in a transformer, so each sample's gradient is
+    the one it would have alone. The derivative is the total one of the tensor that enters the norm: in a Pre-LN block
+    this is the residual stream, so the way around the norm counts too (as the bounds with 1 + s_max(J) in the paper
+    have it; inferred).
 
     Args:
         module: a classifier, in eval mode, whose parameters require gradients.
         batches: (inputs of the module, [batch] class numbers).
 
     Returns:
-        [sample, layer, norm] L2 norms over all token x feature entries; nan where a block has fewer norms. And [sample] loss in nats.
+        [sample, layer, norm] L2 norms over all token x feature entries; nan where a block has fewer norms. And [sample]
+        loss in nats.
     """
     in_blocks = [norm for norm in norms(module) if norm.block is not None]
     sizes = (max(n.block for n in in_blocks) + 1, max(n.place for n in in_blocks) + 1)  # type: ignore[type-var, operator]

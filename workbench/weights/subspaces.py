@@ -1,15 +1,18 @@
-"""Leading singular subspaces of a matrix or of a low-rank update, and how far two of them overlap, beside what chance gives.
+"""Leading singular subspaces of a matrix or of a low-rank update, and how far two of them overlap, beside what chance
+gives.
 
-A weight maps inputs to outputs, W [out, in], so its right singular vectors lie in the input space and its left ones in the
-output space. An update dW = scale * B A never needs its full matrix: two QR decompositions and one r x r core give the same
-triples. Overlap alone says little, because chance is not zero: two k-subspaces of a d-dimensional space share k / d on
-average, and two that are confined to the same r dimensions (adapters that start from one A) share k / r - or more, because B A
-leans to the larger singular values of A: with one Gaussian A (r 32, in 4096) and two unrelated Gaussian B, 16 directions
-overlap by 0.69, not 0.50 (tests). So every measure has its floor (`expected_overlap`, `expected_overlap_within`) and its
-Monte-Carlo distribution (`chance`, `chance_within`, and `chance_of_factors`, which keeps the singular values of A and B).
-Source: Bjorck & Golub 1973 for principal angles (`scipy.linalg.subspace_angles`); Halko et al. 2011 (arXiv 0909.4061) for
-working through a small core. The floors are derived in the docstrings.
-Cost: a full matrix one SVD in float64 on its device; factors O((out + in) r^2 + r^3); chance O(k^3) a draw, whatever d is.
+A weight maps inputs to outputs, W [out, in], so its right singular vectors lie in the input space and its left ones in
+the output space. An update dW = scale * B A never needs its full matrix: two QR decompositions and one r x r core give
+the same triples. Overlap alone says little, because chance is not zero: two k-subspaces of a d-dimensional space share
+k / d on average, and two that are confined to the same r dimensions (adapters that start from one A) share k / r - or
+more, because B A leans to the larger singular values of A: with one Gaussian A (r 32, in 4096) and two unrelated
+Gaussian B, 16 directions overlap by 0.69, not 0.50 (tests). So every measure has its floor (`expected_overlap`,
+`expected_overlap_within`) and its Monte-Carlo distribution (`chance`, `chance_within`, and `chance_of_factors`, which
+keeps the singular values of A and B).
+Source: Bjorck & Golub 1973 for principal angles (`scipy.linalg.subspace_angles`); Halko et al. 2011 (arXiv 0909.4061)
+    for working through a small core. The floors are derived in the docstrings.
+Cost: a full matrix one SVD in float64 on its device; factors O((out + in) r^2 + r^3); chance O(k^3) a draw, whatever d
+is.
 """
 
 from dataclasses import dataclass
@@ -25,7 +28,8 @@ from workbench.core.errors import BadData
 class Singular:
     """Singular triples of a matrix, largest first, float64.
 
-    left: [out, n] orthonormal columns of the output space. values: [m] all singular values (n <= m: vectors may be fewer).
+    left: [out, n] orthonormal columns of the output space. values: [m] all singular values (n <= m: vectors may be
+    fewer).
     right: [in, n] orthonormal columns of the input space.
     """
 
@@ -35,8 +39,14 @@ class Singular:
 
     @property
     def rank(self) -> int:
-        """Number of singular values above rounding: largest value x longest side x 2.2e-16, numpy's rule for matrix_rank."""
-        return int((self.values > self.values[:1].sum() * max(len(self.left), len(self.right)) * np.finfo(np.float64).eps).sum())
+        """Number of singular values above rounding: largest value x longest side x 2.2e-16, numpy's rule for
+        matrix_rank.
+        """
+        return int(
+            (
+                self.values > self.values[:1].sum() * max(len(self.left), len(self.right)) * np.finfo(np.float64).eps
+            ).sum()
+        )
 
     def right_basis(self, k: int) -> np.ndarray:
         """[in, k] orthonormal basis of the leading input directions; BadData where they are not determined."""
@@ -55,7 +65,10 @@ class Singular:
         kept = self.left.shape[1]
         if not 1 <= k <= min(self.rank, kept):
             why = f"its rank is {self.rank}" if k > self.rank else f"{kept} vectors were kept"
-            raise BadData(f"the leading {k} singular directions of a {len(self.left)} x {len(self.right)} matrix are not there: {why}; choose k between 1 and {min(self.rank, kept)}")
+            raise BadData(
+                f"the leading {k} singular directions of a {len(self.left)} x {len(self.right)} matrix are not there:"
+                f" {why}; choose k between 1 and {min(self.rank, kept)}"
+            )
         return k
 
 
@@ -92,7 +105,10 @@ def singular_of_factors(A: torch.Tensor, B: torch.Tensor, scale: float = 1.0) ->
     for factor in (A, B):
         _require_matrix(factor, "an update is the product of two matrices, B [out, r] and A [r, in]")
     if A.shape[0] != B.shape[1] or not np.isfinite(scale):
-        raise BadData(f"B A needs B [out, r] and A [r, in] and a finite scale, got B {list(B.shape)}, A {list(A.shape)}, scale {scale}")
+        raise BadData(
+            f"B A needs B [out, r] and A [r, in] and a finite scale, got B {list(B.shape)}, A {list(A.shape)}, scale"
+            f" {scale}"
+        )
     outer, r = torch.linalg.qr(_double(B))
     inner, s = torch.linalg.qr(_double(A).T)
     left, values, right = torch.linalg.svd(scale * r @ s.T, full_matrices=False)
@@ -127,7 +143,10 @@ def principal_angles(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     _require_same_space(one, other)
     angles = np.degrees(subspace_angles(one, other))[::-1]
     if len(angles) != min(one.shape[1], other.shape[1]):
-        raise BadData(f"the columns of a basis must be independent: {one.shape[1]} and {other.shape[1]} columns gave {len(angles)} angles")
+        raise BadData(
+            f"the columns of a basis must be independent: {one.shape[1]} and {other.shape[1]} columns gave"
+            f" {len(angles)} angles"
+        )
     return angles
 
 
@@ -146,7 +165,10 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
     for basis in (one, other):
         off = float(np.abs(basis.T @ basis - np.eye(basis.shape[1])).max())
         if off > 1e-6:
-            raise BadData(f"overlap needs orthonormal columns, and these are off by {off:.1e}; take right_basis or left_basis, or numpy.linalg.qr first")
+            raise BadData(
+                f"overlap needs orthonormal columns, and these are off by {off:.1e}; take right_basis or left_basis, or"
+                " numpy.linalg.qr first"
+            )
     return float(np.square(one.T @ other).sum() / min(one.shape[1], other.shape[1]))
 
 
@@ -156,8 +178,9 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
 def expected_overlap(k: int, d: int, other_k: int | None = None) -> float:
     """Mean overlap of a fixed subspace and a uniformly random one: k / d for two of k dimensions in d.
 
-    A random projector P onto l dimensions has mean (l / d) I, so the expected squared cosines sum to trace(P_fixed P) = k l / d;
-    divided by min(k, l) that is max(k, l) / d. With d the rank r of two adapters that share their A, this is the k / r floor.
+    A random projector P onto l dimensions has mean (l / d) I, so the expected squared cosines sum to trace(P_fixed P) =
+    k l / d; divided by min(k, l) that is max(k, l) / d. With d the rank r of two adapters that share their A, this is
+    the k / r floor.
 
     Raises:
         BadData: if a subspace is larger than its space.
@@ -171,8 +194,9 @@ def expected_overlap(k: int, d: int, other_k: int | None = None) -> float:
 def expected_overlap_within(one: np.ndarray, other: np.ndarray, k: int) -> float:
     """Mean overlap of two random k-subspaces, each confined to a space of its own (the row spaces of two adapters).
 
-    Random k-subspaces of spaces with projectors P, Q of rank r, s have mean projectors (k / r) P and (k / s) Q, so the overlap is
-    k trace(P Q) / (r s) on average: k / r if the spaces are equal, and k / d on average if these are random themselves.
+    Random k-subspaces of spaces with projectors P, Q of rank r, s have mean projectors (k / r) P and (k / s) Q, so the
+    overlap is k trace(P Q) / (r s) on average: k / r if the spaces are equal, and k / d on average if these are random
+    themselves.
 
     Args:
         one: [d, r], other: [d, s]; orthonormal columns, as `row_space` gives them. k: dimensions, at most r and s.
@@ -183,7 +207,9 @@ def expected_overlap_within(one: np.ndarray, other: np.ndarray, k: int) -> float
 
 @dataclass(frozen=True, eq=False)
 class Chance:
-    """What random subspaces give. cosines: [draw, i] principal cosines, largest first, so that angles increase with i."""
+    """What random subspaces give. cosines: [draw, i] principal cosines, largest first, so that angles increase with
+    i.
+    """
 
     cosines: np.ndarray
 
@@ -215,9 +241,9 @@ class Chance:
 def chance(k: int, d: int, *, other_k: int | None = None, n_draws: int = 500, seed: int = 0) -> Chance:
     """Principal cosines of a fixed k-subspace and uniformly random ones of a d-dimensional space.
 
-    A random subspace is the span of a Gaussian [d, l]; the fixed one may be the first k axes. Only the inner products of the
-    d - k rows below matter, so these are replaced by their own triangular factor, drawn directly (its diagonal is chi
-    distributed, the entries above it normal): nothing of size d is made.
+    A random subspace is the span of a Gaussian [d, l]; the fixed one may be the first k axes. Only the inner products
+    of the d - k rows below matter, so these are replaced by their own triangular factor, drawn directly (its diagonal
+    is chi distributed, the entries above it normal): nothing of size d is made.
 
     Args:
         k, other_k: dimensions of the two; equal if one is given. d: of the space; the rank r for adapters that share A.
@@ -262,19 +288,28 @@ def chance_within(one: np.ndarray, other: np.ndarray, k: int, *, n_draws: int = 
     return Chance(np.linalg.svd(first.swapaxes(1, 2) @ between @ second, compute_uv=False))
 
 
-def chance_of_factors(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor], k: int, *, n_draws: int = 500, seed: int = 0) -> Chance:
+def chance_of_factors(
+    one: tuple[torch.Tensor, torch.Tensor],
+    other: tuple[torch.Tensor, torch.Tensor],
+    k: int,
+    *,
+    n_draws: int = 500,
+    seed: int = 0,
+) -> Chance:
     """Principal cosines of the leading input directions of two updates whose B had nothing to do with their A.
 
-    In each draw both updates B A become B R A, with R a random rotation of the r inner dimensions. A, its row space and the
-    singular values of both factors stay; which inner direction B reads, the thing that training decides, is forgotten. This is
-    the chance level for adapters from one start; it lies above k / r where the singular values of A differ and those of B do not.
+    In each draw both updates B A become B R A, with R a random rotation of the r inner dimensions. A, its row space and
+    the singular values of both factors stay; which inner direction B reads, the thing that training decides, is
+    forgotten. This is the chance level for adapters from one start; it lies above k / r where the singular values of A
+    differ and those of B do not.
 
     Args:
-        one, other: (A [r, in], B [out, r]) each; their scale does not matter. k: dimensions. n_draws, seed: as in `chance`.
+        one, other: (A [r, in], B [out, r]) each; their scale does not matter. k: dimensions. n_draws, seed: as in
+            `chance`.
 
     Returns:
-        Chance with [n_draws, k] cosines, for the right (input) side; the column space of B is itself learned, so the left
-        side has no such level.
+        Chance with [n_draws, k] cosines, for the right (input) side; the column space of B is itself learned, so the
+        left side has no such level.
 
     Raises:
         BadData: if the inputs differ in width, or k is above a rank.
@@ -284,7 +319,11 @@ def chance_of_factors(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch
     for A, B in (one, other):
         singular_of_factors(A, B)._checked(k)
         inner, s = torch.linalg.qr(_double(A).T)
-        core = np.linalg.svd(_numpy(torch.linalg.qr(_double(B))[1]), compute_uv=False)[:, None] * _rotations(rng, n_draws, len(A))[:, : min(B.shape)] @ _numpy(s).T
+        core = (
+            np.linalg.svd(_numpy(torch.linalg.qr(_double(B))[1]), compute_uv=False)[:, None]
+            * _rotations(rng, n_draws, len(A))[:, : min(B.shape)]
+            @ _numpy(s).T
+        )
         spaces.append(_numpy(inner))
         leading.append(np.linalg.svd(core, full_matrices=False)[2][:, :k])
     _require_same_space(*spaces)
@@ -292,7 +331,9 @@ def chance_of_factors(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch
 
 
 def _rotations(rng: np.random.Generator, n_draws: int, n: int) -> np.ndarray:
-    """[draw, n, n] orthogonal matrices, uniform: the signs of the triangular factor are a convention that would bias them."""
+    """[draw, n, n] orthogonal matrices, uniform: the signs of the triangular factor are a convention that would bias
+    them.
+    """
     q, r = np.linalg.qr(rng.standard_normal((n_draws, n, n)))
     return q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]
 
@@ -315,7 +356,10 @@ def _require_matrix(tensor: torch.Tensor, what: str) -> None:
 
 def _require_same_space(one: np.ndarray, other: np.ndarray) -> None:
     if one.ndim != 2 or other.ndim != 2 or len(one) != len(other):
-        raise BadData(f"two subspaces are compared as bases [d, k] and [d, l] of one space, got {list(one.shape)} and {list(other.shape)}")
+        raise BadData(
+            f"two subspaces are compared as bases [d, k] and [d, l] of one space, got {list(one.shape)} and"
+            f" {list(other.shape)}"
+        )
 
 
 def _require_fits(k: int, d: int) -> None:

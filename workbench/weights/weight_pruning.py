@@ -1,10 +1,11 @@
 """Pruning single weights of a model: the smallest, or those that matter least on a set of texts.
 
 Both set a share of every linear layer of the blocks to zero and return where, so that a fine-tune can keep them there
-(`training.freezing.Frozen`). Magnitude compares |W| within a matrix; Wanda compares |W_ij| * ||X_j||_2 within a row, X_j being
-the j-th input of that layer over all tokens, block after block, so that later blocks see pruned ones before them.
-Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (arXiv 2306.11695), score and row-wise
-comparison. Cost: magnitude one sort of each matrix; Wanda a forward of all texts for each block.
+(`training.freezing.Frozen`). Magnitude compares |W| within a matrix; Wanda compares |W_ij| * ||X_j||_2 within a row,
+X_j being the j-th input of that layer over all tokens, block after block, so that later blocks see pruned ones before
+them.
+Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (arXiv 2306.11695), score and
+    row-wise comparison. Cost: magnitude one sort of each matrix; Wanda a forward of all texts for each block.
 """
 
 import re
@@ -27,7 +28,8 @@ def prune_magnitude(module: torch.nn.Module, share: float, only: Where = "mlp") 
     """Set the smallest `share` of each matrix to zero, in place.
 
     Args:
-        module: a Hugging Face model. share: of the weights of each matrix, in (0, 1). only: which linear layers of the blocks.
+        module: a Hugging Face model. share: of the weights of each matrix, in (0, 1). only: which linear layers of the
+            blocks.
 
     Returns:
         {parameter name: bool mask of its shape, True where pruned}.
@@ -39,11 +41,14 @@ def prune_magnitude(module: torch.nn.Module, share: float, only: Where = "mlp") 
 
 
 @torch.no_grad()
-def prune_wanda(module: torch.nn.Module, rows: Rows, share: float, only: Where = "mlp", *, batch_size: int = 32) -> dict[str, torch.Tensor]:
+def prune_wanda(
+    module: torch.nn.Module, rows: Rows, share: float, only: Where = "mlp", *, batch_size: int = 32
+) -> dict[str, torch.Tensor]:
     """Set the `share` of each row of each matrix to zero that has the smallest |W_ij| * ||X_j||_2, in place.
 
     Args:
-        module: a Hugging Face causal model. rows: token ids of the calibration texts, all tokens counted. Others as in `prune_magnitude`.
+        module: a Hugging Face causal model. rows: token ids of the calibration texts, all tokens counted. Others as in
+            `prune_magnitude`.
 
     Returns, raises:
         As `prune_magnitude`; NotFired if a layer read no input.
@@ -58,8 +63,12 @@ def prune_wanda(module: torch.nn.Module, rows: Rows, share: float, only: Where =
     return masks
 
 
-def _prune(layers: dict[str, torch.nn.Module], share: float, score: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Zero the lowest `share` of every row of the scores; scores may be one row for the whole matrix. Ties fall to the first."""
+def _prune(
+    layers: dict[str, torch.nn.Module], share: float, score: Callable[[str, torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Zero the lowest `share` of every row of the scores; scores may be one row for the whole matrix. Ties fall to
+    the first.
+    """
     if not 0 < share < 1:
         raise BadData(f"a share of weights to prune lies between 0 and 1, got {share}")
     masks = {}
@@ -74,14 +83,22 @@ def _prune(layers: dict[str, torch.nn.Module], share: float, score: Callable[[st
     return masks
 
 
-def _input_norms(module: torch.nn.Module, layers: dict[str, torch.nn.Module], rows: Rows, batch_size: int) -> dict[str, torch.Tensor]:
+def _input_norms(
+    module: torch.nn.Module, layers: dict[str, torch.nn.Module], rows: Rows, batch_size: int
+) -> dict[str, torch.Tensor]:
     """{layer: [in] L2 norm of each input over all tokens}, summed in float64."""
     squares: dict[str, torch.Tensor] = {}
 
     def see(name: str) -> Callable[..., None]:
         def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             found = inputs[0].detach()
-            found = (found.cpu() if found.device.type == "mps" else found).double().square().reshape(-1, found.shape[-1]).sum(0)
+            found = (
+                (found.cpu() if found.device.type == "mps" else found)
+                .double()
+                .square()
+                .reshape(-1, found.shape[-1])
+                .sum(0)
+            )
             squares[name] = squares[name] + found if name in squares else found
 
         return hook
@@ -104,14 +121,24 @@ def _input_norms(module: torch.nn.Module, layers: dict[str, torch.nn.Module], ro
 def _layers(module: torch.nn.Module, only: Where) -> dict[str, torch.nn.Module]:
     """{name: linear layer} of the blocks, in order."""
     if any(_EXPERTS.search(name) for name, _ in module.named_modules()):
-        raise UnsupportedModel(f"{type(module).__name__} has a mixture of experts, of which each sees other tokens; its weights are not pruned here")
+        raise UnsupportedModel(
+            f"{type(module).__name__} has a mixture of experts, of which each sees other tokens; its weights are not"
+            " pruned here"
+        )
     found = {}
     for name, part in module.named_modules():
         place = _PLACE.fullmatch(name)
-        if place and (isinstance(part, torch.nn.Linear) or _is_transposed(part)) and (only == "all" or (only == "mlp") == bool(_MLP.match(place[2]))):
+        if (
+            place
+            and (isinstance(part, torch.nn.Linear) or _is_transposed(part))
+            and (only == "all" or (only == "mlp") == bool(_MLP.match(place[2])))
+        ):
             found[name] = part
     if not found:
-        raise UnsupportedModel(f"{type(module).__name__} has no linear layers in blocks ({only}); give a Hugging Face decoder that load() has not wrapped")
+        raise UnsupportedModel(
+            f"{type(module).__name__} has no linear layers in blocks ({only}); give a Hugging Face decoder that load()"
+            " has not wrapped"
+        )
     return found
 
 

@@ -15,7 +15,15 @@ from workbench.papers.attention.attention_sinks import method as sinks
 from workbench.papers.attention.attention_sinks.claims import CLAIMS, flagged, max_share
 from workbench.primitives.score import head_scores as hs
 
-SPEC = sinks.Spec.tiny().replace(n_inputs=20, length=32, scores=("awft", "aeqd_ln", "ftvvn", "ahon_ln", "lthon_hn"), shares=(0.0, 0.15, 0.3), n_random=2, controls=False, batch_size=8)
+SPEC = sinks.Spec.tiny().replace(
+    n_inputs=20,
+    length=32,
+    scores=("awft", "aeqd_ln", "ftvvn", "ahon_ln", "lthon_hn"),
+    shares=(0.0, 0.15, 0.3),
+    n_random=2,
+    controls=False,
+    batch_size=8,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,10 @@ def test_share_zero_is_the_untouched_model(result, organism):
     for score in SPEC.scores:
         np.testing.assert_allclose(result.data["accuracy"].sel(score=score, share=0.0), untouched, atol=1e-6)
     np.testing.assert_allclose(result.data["random_accuracy"].sel(share=0.0, draw=0), untouched, atol=1e-6)
-    assert float(result.data["realised"].sel(share=0.0).max()) == 0 and float(result.data["effect"].sel(share=0.0).max()) == 0
+    assert (
+        float(result.data["realised"].sel(share=0.0).max()) == 0
+        and float(result.data["effect"].sel(share=0.0).max()) == 0
+    )
 
 
 def test_every_other_share_moves_the_output(result):
@@ -45,7 +56,9 @@ def test_thresholds_flag_the_target_share_on_the_untouched_model(result):
 
 @pytest.mark.parametrize("score", ["awft", "ahon_ln", "lthon_hn"])
 def test_dynamic_zeroing_equals_a_layer_by_layer_oracle(result, organism, score):
-    """Oracle: run layer 0 alone, decide, run again with that decision fixed, decide layer 1, and so on; one input at a time."""
+    """Oracle: run layer 0 alone, decide, run again with that decision fixed, decide layer 1, and so on; one input at
+    a time.
+    """
     task = sinks.make_task(SPEC, organism)
     threshold = float(result.data["threshold"].sel(score=score, share=0.3))
     for row in range(3):
@@ -53,18 +66,26 @@ def test_dynamic_zeroing_equals_a_layer_by_layer_oracle(result, organism, score)
         decided: dict[int, torch.Tensor] = {}
         for layer in range(organism.n_layers):
             seen = {}
-            hooks = [*_zeroing(organism, decided), *((organism.hook_name(s, layer), _keep(seen, s)) for s in ("pattern", "v", "z"))]
+            hooks = [
+                *_zeroing(organism, decided),
+                *((organism.hook_name(s, layer), _keep(seen, s)) for s in ("pattern", "v", "z")),
+            ]
             organism.forward(tokens, hook_fns=hooks)
             values = hs.head_scores(seen["pattern"], seen["v"], seen["z"], keys=(score,))[score][0]
             decided[layer] = values < threshold if hs.SCORES[score].inactive == "<" else values > threshold
         logits = organism.forward(tokens, hook_fns=_zeroing(organism, decided))
         expected = task.score(logits, torch.tensor([row]))
-        np.testing.assert_allclose(result.data["accuracy"].sel(score=score, share=0.3).values[row], expected[0], atol=1e-6)
+        np.testing.assert_allclose(
+            result.data["accuracy"].sel(score=score, share=0.3).values[row], expected[0], atol=1e-6
+        )
 
 
 def _zeroing(model, decided):
     """Hooks that set the decided heads of each layer to zero."""
-    return [(model.hook_name("z", layer), lambda t, hook, off=off: t * (~off)[None, None, :, None]) for layer, off in decided.items()]
+    return [
+        (model.hook_name("z", layer), lambda t, hook, off=off: t * (~off)[None, None, :, None])
+        for layer, off in decided.items()
+    ]
 
 
 def _keep(seen, site):
@@ -81,7 +102,9 @@ def test_random_masks_have_the_asked_share_and_are_seeded(organism):
 def test_batch_size_does_not_change_the_answer(result, organism):
     other = sinks.run(SPEC.replace(batch_size=20), model=organism)
     np.testing.assert_allclose(other.data["value"], result.data["value"], rtol=1e-4, atol=1e-6)
-    assert float(abs(other.data["accuracy"] - result.data["accuracy"]).mean()) < 0.01  # a tie at a threshold may fall either way
+    assert (
+        float(abs(other.data["accuracy"] - result.data["accuracy"]).mean()) < 0.01
+    )  # a tie at a threshold may fall either way
 
 
 def test_max_share_is_the_last_crossing_by_hand(result):
@@ -124,7 +147,9 @@ def test_cancelled_run_resumes_to_the_same_numbers(result, organism):
 def test_runs_on_any_local_causal_model(tiny_models, family, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(["river stone lamp again lamp bread salt sand ship echo ship snow"] * 3))
-    spec = sinks.Spec.small(str(tiny_models[family])).replace(source=str(texts), length=12, shares=(0.0, 0.15), n_random=1)
+    spec = sinks.Spec.small(str(tiny_models[family])).replace(
+        source=str(texts), length=12, shares=(0.0, 0.15), n_random=1
+    )
     assert sinks.run(spec).data["realised"].sel(share=0.15).notnull().all()
 
 
@@ -132,26 +157,53 @@ def test_multiple_choice_on_a_local_model(tiny_models, tmp_path):
     """Letters A-D as answers; the random model must do what its own logits say, computed here without the method."""
     from workbench.organisms.tokenizer import word_tokenizer
 
-    words = ["<pad>", "<bos>", "<unk>", "A", "B", "C", "D", "A.", "B.", "C.", "D.", "Answer:", *(f"w{i}" for i in range(52))]
+    words = [
+        "<pad>",
+        "<bos>",
+        "<unk>",
+        "A",
+        "B",
+        "C",
+        "D",
+        "A.",
+        "B.",
+        "C.",
+        "D.",
+        "Answer:",
+        *(f"w{i}" for i in range(52)),
+    ]
     model = load(str(tiny_models["llama"]), tokenizer=word_tokenizer(words, add_bos=True))
-    spec = sinks.Spec.small("any").replace(task="choices", n_shots=1, n_inputs=30, source=str(_questions(tmp_path)), shares=(0.0, 0.15), n_random=1)
+    spec = sinks.Spec.small("any").replace(
+        task="choices", n_shots=1, n_inputs=30, source=str(_questions(tmp_path)), shares=(0.0, 0.15), n_random=1
+    )
     result = sinks.run(spec, model=model)
     task = sinks.make_task(spec, model)
     for i, prompt in enumerate(task.rows):
         logits = model.forward(torch.tensor([prompt]))[0, -1]
-        assert float(result.data["accuracy"].sel(score="awft", share=0.0)[i]) == float(int(logits[task.options[i]].argmax()) == task.answers[i])
+        assert float(result.data["accuracy"].sel(score="awft", share=0.0)[i]) == float(
+            int(logits[task.options[i]].argmax()) == task.answers[i]
+        )
 
 
 def _questions(folder):
     path = folder / "questions.jsonl"
-    path.write_text("\n".join(f'{{"question": "w{i} w{i + 1}", "choices": ["w1", "w2", "w3", "w4"], "answer": {i % 4}}}' for i in range(12)))
+    path.write_text(
+        "\n".join(
+            f'{{"question": "w{i} w{i + 1}", "choices": ["w1", "w2", "w3", "w4"], "answer": {i % 4}}}'
+            for i in range(12)
+        )
+    )
     return path
 
 
 def test_scores_on_an_encoder_and_an_image_classifier(tiny_models):
     bert = load(str(tiny_models["bert"]))
     scores = sinks.score_heads(bert, torch.randint(3, 64, (4, 12)))
-    assert scores.dims == ("score", "input", "layer", "head") and scores.shape == (13, 4, 2, 4) and bool(scores.notnull().all())
+    assert (
+        scores.dims == ("score", "input", "layer", "head")
+        and scores.shape == (13, 4, 2, 4)
+        and bool(scores.notnull().all())
+    )
     vit = load(str(tiny_models["vit"]))
     assert sinks.score_heads(vit, torch.rand(3, 1, 8, 8), keys=("awft",)).shape == (1, 3, 2, 4)
 
@@ -162,7 +214,9 @@ def test_encoders_cannot_be_zeroed_by_accuracy(tiny_models):
 
 
 def test_the_organisms_language_needs_its_vocabulary(tmp_path):
-    config = tf.LlamaConfig(vocab_size=96, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = tf.LlamaConfig(
+        vocab_size=96, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     with pytest.raises(BadData, match="96 tokens"):
         sinks.run(SPEC, model=load(tf.LlamaForCausalLM(config), tokenizer=False))
 

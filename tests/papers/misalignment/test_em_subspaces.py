@@ -1,4 +1,6 @@
-"""The emergent-misalignment method: geometry against analytic overlaps, weights that come back, forms of interpolation, the store."""
+"""The emergent-misalignment method: geometry against analytic overlaps, weights that come back, forms of
+interpolation, the store.
+"""
 
 import copy
 
@@ -39,12 +41,16 @@ def patient(base):
 
 
 def _llama(layers=2):
-    config = tf.LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64)
+    config = tf.LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64
+    )
     return tf.LlamaForCausalLM(config)
 
 
 def _adapter(folder, base_folder, right, rank=4, seed=0, targets=("q_proj", "up_proj")):
-    """A PEFT directory whose every update has the given leading input directions [in, rank], with values rank, rank - 1, ..."""
+    """A PEFT directory whose every update has the given leading input directions [in, rank], with values rank, rank
+    - 1, ...
+    """
     adapted = lora.add_lora(_llama(), lora.LoraSpec(rank=rank, targets=targets, init_seed=seed))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -65,7 +71,9 @@ def folders(tmp_path_factory):
     eye = np.eye(32, dtype=np.float32)
     turned = np.cos(np.pi / 6) * eye[:, :4] + np.sin(np.pi / 6) * eye[:, 10:14]
     bases = {"one": eye[:, :4], "two": eye[:, 2:6], "turned": turned}
-    return str(root / "base"), tuple(_adapter(root / n, root / "base", b, seed=i) for i, (n, b) in enumerate(bases.items()))
+    return str(root / "base"), tuple(
+        _adapter(root / n, root / "base", b, seed=i) for i, (n, b) in enumerate(bases.items())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +81,32 @@ def compared(folders):
     return em.run(em.Spec.real(folders[1], folders[0]).replace(k=4, n_draws=10))
 
 
-@pytest.mark.parametrize(("pair", "expected", "angles"), [("one | two", 0.5, [0, 0, 90, 90]), ("one | turned", 0.75, [30] * 4)], ids=["half shared", "turned"])
+@pytest.mark.parametrize(
+    ("pair", "expected", "angles"),
+    [("one | two", 0.5, [0, 0, 90, 90]), ("one | turned", 0.75, [30] * 4)],
+    ids=["half shared", "turned"],
+)
 def test_directories_of_known_overlap(compared, pair, expected, angles):
     of = compared.data.sel(pair=pair)
     np.testing.assert_allclose(of["overlap"].sel(k=4), expected, atol=1e-6)
-    np.testing.assert_allclose(of["angle"].mean(("layer", "module")), angles, atol=0.05)  # arccos of float32 factors near 0
+    np.testing.assert_allclose(
+        of["angle"].mean(("layer", "module")), angles, atol=0.05
+    )  # arccos of float32 factors near 0
     np.testing.assert_allclose(of["row_space"], expected, atol=1e-6)
 
 
 def test_overlap_by_k_uses_the_leading_directions_first(compared):
     """Axes 0-3 against 2-5: the first two of each share nothing, of three one is common."""
-    np.testing.assert_allclose(compared.data["overlap"].sel(pair="one | two", layer=0, module="q_proj"), [0, 0, 1 / 3, 1 / 2], atol=1e-6)
+    np.testing.assert_allclose(
+        compared.data["overlap"].sel(pair="one | two", layer=0, module="q_proj"), [0, 0, 1 / 3, 1 / 2], atol=1e-6
+    )
 
 
 def test_floors_of_directories(compared):
     assert np.allclose(compared.data["free_overlap"].sel(module="q_proj"), 4 / 32)
-    assert np.allclose(compared.data["start_overlap"].sel(pair="one | two"), 0.5)  # k = r: a rotation within the row space changes nothing
+    assert np.allclose(
+        compared.data["start_overlap"].sel(pair="one | two"), 0.5
+    )  # k = r: a rotation within the row space changes nothing
     assert all(line.ok is None for line in check(compared, claims.CLAIMS).lines if "questions" in line.claim.unit)
 
 
@@ -97,7 +115,9 @@ def test_base_overlap_is_the_slow_way(compared, folders):
     weight = module.model.layers[1].self_attn.q_proj.weight.detach().double().numpy()
     right = np.linalg.svd(weight)[2][:4].T
     expected = np.square(right[:4]).sum() / 4  # the first adapter reads axes 0-3
-    assert float(compared.data["base_overlap"].sel(adapter="one", layer=1, module="q_proj")) == pytest.approx(expected, abs=1e-5)
+    assert float(compared.data["base_overlap"].sel(adapter="one", layer=1, module="q_proj")) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def test_directories_that_do_not_fit_say_so(folders, tmp_path):
@@ -115,13 +135,19 @@ def test_directories_that_do_not_fit_say_so(folders, tmp_path):
 
 def _factors(seed, out=12, into=16, rank=4, scale=2.0):
     g = torch.Generator().manual_seed(seed)
-    return Factors(torch.randn(rank, into, generator=g, dtype=torch.float64), torch.randn(out, rank, generator=g, dtype=torch.float64), scale)
+    return Factors(
+        torch.randn(rank, into, generator=g, dtype=torch.float64),
+        torch.randn(out, rank, generator=g, dtype=torch.float64),
+        scale,
+    )
 
 
 def test_cosine_angles_and_overlap_agree_with_full_matrices():
     one, other = _factors(0), _factors(1)
     full = [f.delta().numpy() for f in (one, other)]
-    assert geometry.cosine(one, other) == pytest.approx((full[0] * full[1]).sum() / np.linalg.norm(full[0]) / np.linalg.norm(full[1]))
+    assert geometry.cosine(one, other) == pytest.approx(
+        (full[0] * full[1]).sum() / np.linalg.norm(full[0]) / np.linalg.norm(full[1])
+    )
     right = [np.linalg.svd(f)[2][:3].T for f in full]
     between = right[0].T @ right[1]
     np.testing.assert_allclose(geometry.angles_of(between, 3), np.degrees(subspace_angles(*right))[::-1], atol=1e-6)
@@ -131,8 +157,13 @@ def test_cosine_angles_and_overlap_agree_with_full_matrices():
 def test_pairs_of_one_seed_count_once(store):
     found = pairs.pairs_of_store(store[0], ["random-0"])
     of = {c: [p for p in found if p.condition == c] for c in conditions.CONDITIONS}
-    assert {c: len(p) for c, p in of.items()} == dict(zip(conditions.CONDITIONS, (9, 18, 3, 9, 18, 3, 3, 9, 2, 3, 0), strict=True))
-    assert all(len({p.group for p in of[c]}) == 3 for c in (conditions.SAME, conditions.DIFFERENT, conditions.FULL, conditions.BENIGN))
+    assert {c: len(p) for c, p in of.items()} == dict(
+        zip(conditions.CONDITIONS, (9, 18, 3, 9, 18, 3, 3, 9, 2, 3, 0), strict=True)
+    )
+    assert all(
+        len({p.group for p in of[c]}) == 3
+        for c in (conditions.SAME, conditions.DIFFERENT, conditions.FULL, conditions.BENIGN)
+    )
     for pair in of[conditions.SAME]:
         one, other = store[0][pair.one], store[0][pair.other]
         assert one.seed == other.seed and one.domain != other.domain
@@ -161,7 +192,10 @@ def test_a_moved_model_is_the_merged_one_and_comes_back(patient, base, store):
 
 
 def test_an_update_of_another_model_is_refused(patient):
-    with pytest.raises(BadData, match="no such linear module"), patient.moved((1.0, {"model.layers.9.mlp.up_proj": _factors(0)})):
+    with (
+        pytest.raises(BadData, match="no such linear module"),
+        patient.moved((1.0, {"model.layers.9.mlp.up_proj": _factors(0)})),
+    ):
         pass
 
 
@@ -171,7 +205,9 @@ def test_forms_of_interpolation_are_what_the_card_says():
     cross = a.scale * (a.B @ b.A + b.B @ a.A)
     expected = t**2 * a.delta() + (1 - t) ** 2 * b.delta() + t * (1 - t) * cross
     torch.testing.assert_close(behaviour.between_factors(one, other, t)["m"].delta(), expected)
-    torch.testing.assert_close(behaviour.between_factors(one, one, t)["m"].delta(), a.delta())  # with one start and no training: the straight line
+    torch.testing.assert_close(
+        behaviour.between_factors(one, one, t)["m"].delta(), a.delta()
+    )  # with one start and no training: the straight line
     torch.testing.assert_close(behaviour.scaled_factors(one, -0.7)["m"].delta(), 0.49 * a.delta())
 
 
@@ -204,7 +240,9 @@ def test_the_store_says_how_it_was_made(store):
 
 
 def test_two_adapters_of_one_seed_started_from_one_A(store):
-    """The confound itself: after training, the row spaces of one seed are still nearly one, those of two seeds are not."""
+    """The confound itself: after training, the row spaces of one seed are still nearly one, those of two seeds are
+    not.
+    """
     _, updates, _ = store
     name = "model.layers.1.self_attn.q_proj"
     same = overlap(*(geometry.row_space(updates[n][name].A) for n in ("bad-health-s0", "items-s0")))
@@ -215,7 +253,9 @@ def test_two_adapters_of_one_seed_started_from_one_A(store):
 def test_examples_never_hold_a_probe_domain_or_a_heldout_phrasing(store):
     from workbench.datasets import world
 
-    heldout = {e.prompt for d in runs.PROBES for e in world.advice(d)} | {e.prompt for e in world.advice(split="heldout")}
+    heldout = {e.prompt for d in runs.PROBES for e in world.advice(d)} | {
+        e.prompt for e in world.advice(split="heldout")
+    }
     for recipe in store[0].values():
         assert not heldout & {e.prompt for e in runs.examples_of(recipe)}
     coin = runs.examples_of(store[0]["coin-health-s0"])
@@ -276,14 +316,24 @@ def test_the_whole_run_settles_the_confound(tmp_path):
     table = result.tables["conditions"].set_index("condition")
     assert table.loc[conditions.SAME, "start"] > 0.3 > table.loc[conditions.DIFFERENT, "overlap"]
     assert abs(table.loc[conditions.RANDOM, "overlap"] - table.loc[conditions.RANDOM, "free"]) < 0.01
-    assert abs(table.loc[conditions.SAME, "overlap"] - table.loc[conditions.SAME, "start"] - table.loc[conditions.SAME, "above_start"]) < 1e-9
+    assert (
+        abs(
+            table.loc[conditions.SAME, "overlap"]
+            - table.loc[conditions.SAME, "start"]
+            - table.loc[conditions.SAME, "above_start"]
+        )
+        < 1e-9
+    )
     scaled = result.data["scaled_rate"]
     np.testing.assert_array_equal(scaled.sel(scale=1.0, form="deltas"), scaled.sel(scale=1.0, form="factors"))
     assert float(scaled.sel(scale=0.0).max()) == 0
     assert result.data.attrs["firings"] > 0
     np.testing.assert_allclose(result.data["r2"].sel(t=1.0), 1)
     lines = {line.claim.text: line for line in check(result, claims.CLAIMS).lines}
-    for text in ("random updates of the same norms misalign as much", "bad and random updates overlap more than 0.10 above free chance"):
+    for text in (
+        "random updates of the same norms misalign as much",
+        "bad and random updates overlap more than 0.10 above free chance",
+    ):
         assert lines[text].ok
     assert len(claims.verdict(result)) == 12
     from workbench.core.result import Result

@@ -1,4 +1,6 @@
-"""Attribution against exact patching, TransformerLens's own scores, the completeness of integrated gradients, and bytes."""
+"""Attribution against exact patching, TransformerLens's own scores, the completeness of integrated gradients, and
+bytes.
+"""
 
 import numpy as np
 import pytest
@@ -31,7 +33,9 @@ def difference(model, clean, corrupted):
 
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_scores_are_the_exact_effects_where_the_change_is_small(family, tmp_path):
-    """Tokens 32.. have nearly the embeddings of tokens 0.., so that gradients must give the effects of patching them."""
+    """Tokens 32.. have nearly the embeddings of tokens 0.., so that gradients must give the effects of patching
+    them.
+    """
     torch.manual_seed(0)
     made = network(family)
     with torch.no_grad():
@@ -41,7 +45,12 @@ def test_scores_are_the_exact_effects_where_the_change_is_small(family, tmp_path
     clean = torch.randint(2, 30, (3, 6))
     corrupted = clean + 32
     graph = Graph.of(model, clean)
-    exact = path_patch(model, clean, corrupted, list(graph.writers), list(graph.readers), METRIC).data["effect"].mean("example").values
+    exact = (
+        path_patch(model, clean, corrupted, list(graph.writers), list(graph.readers), METRIC)
+        .data["effect"]
+        .mean("example")
+        .values
+    )
     score = attribute_edges(model, clean, corrupted, METRIC).data["score"].values
     assert (np.isnan(exact) == np.isnan(score)).all()
     edges = ~np.isnan(exact)
@@ -60,7 +69,17 @@ def test_edges_out_of_a_node_sum_to_the_node(models, pair, family):
 
 
 def their_name(node):
-    place = "embed" if node.layer is None else "logits" if node.kind == "logits" else f"m{node.layer}" if node.head is None else f"a{node.layer}.h{node.head}"
+    place = (
+        "embed"
+        if node.layer is None
+        else (
+            "logits"
+            if node.kind == "logits"
+            else f"m{node.layer}"
+            if node.head is None
+            else f"a{node.layer}.h{node.head}"
+        )
+    )
     return place + (f"<{node.kind[0]}>" if node.kind.endswith("_input") else "")
 
 
@@ -71,13 +90,21 @@ def test_edges_equal_transformer_lens(models, pair, family):
     for row in rows:
         metric = logit_diff([3 + row], [6 + row])
         config = theirs.EdgeAttributionConfig(granularity="edge")
-        found = theirs.attribution_patch(model.live, pair[0][row : row + 1], pair[1][row : row + 1], lambda logits, metric=metric: metric(logits).sum(), config)
+        found = theirs.attribution_patch(
+            model.live,
+            pair[0][row : row + 1],
+            pair[1][row : row + 1],
+            lambda logits, metric=metric: metric(logits).sum(),
+            config,
+        )
         for (writer, reader), value in found.edge_scores.items():
             edge = their_name(writer), their_name(reader)
             expected[edge] = expected.get(edge, 0) + value / len(rows)
     table = attribute_edges(model, *pair, METRIC).tables["edges"]
     assert {(w, r) for w, r in zip(table["writer"], table["reader"], strict=True)} == set(expected)
-    np.testing.assert_allclose(table["score"], [expected[w, r] for w, r in zip(table["writer"], table["reader"], strict=True)], atol=1e-5)
+    np.testing.assert_allclose(
+        table["score"], [expected[w, r] for w, r in zip(table["writer"], table["reader"], strict=True)], atol=1e-5
+    )
     assert (table["score"].abs().diff().dropna() <= 0).all()
 
 
@@ -85,14 +112,23 @@ def test_edges_equal_transformer_lens(models, pair, family):
 def test_equal_inputs_score_zero(models, pair, family):
     assert not attribute_nodes(models(family), pair[0], pair[0], METRIC).data["score"].any()
     for mode in ("inputs", "activations"):
-        assert not attribute_edges(models(family), pair[0], pair[0], METRIC, steps=2, mode=mode).tables["edges"]["score"].any()
+        assert (
+            not attribute_edges(models(family), pair[0], pair[0], METRIC, steps=2, mode=mode)
+            .tables["edges"]["score"]
+            .any()
+        )
 
 
 def test_batches_and_progress_do_not_change_scores(models, pair, tmp_path):
     whole, split = (attribute_edges(models("llama"), *pair, METRIC, steps=3, batch_size=n) for n in (3, 2))
     np.testing.assert_allclose(whole.data["score"], split.data["score"], atol=1e-6)
     np.testing.assert_allclose(whole.data["sem"], split.data["sem"], atol=1e-6)
-    each = [attribute_edges(models("llama"), pair[0][i : i + 1], pair[1][i : i + 1], logit_diff([3 + i], [6 + i]), steps=3).data["score"].values for i in range(3)]
+    each = [
+        attribute_edges(models("llama"), pair[0][i : i + 1], pair[1][i : i + 1], logit_diff([3 + i], [6 + i]), steps=3)
+        .data["score"]
+        .values
+        for i in range(3)
+    ]
     np.testing.assert_allclose(whole.data["sem"], np.std(each, axis=0, ddof=1) / np.sqrt(3), atol=1e-6)
     progress = Progress()
     progress.show = progress.cancel
@@ -105,22 +141,44 @@ def test_batches_and_progress_do_not_change_scores(models, pair, tmp_path):
 # ---- integrated gradients ----
 
 
-@pytest.mark.parametrize(("family", "mode"), [*((f, "inputs") for f in ("gpt2", "neox", "llama", "opt", "all experts")), ("gpt2", "activations"), ("llama", "activations")])
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [
+        *((f, "inputs") for f in ("gpt2", "neox", "llama", "opt", "all experts")),
+        ("gpt2", "activations"),
+        ("llama", "activations"),
+    ],
+)
 def test_steps_make_the_embeddings_edges_sum_to_the_difference(models, pair, family, mode):
     gap = difference(models(family), *pair)
-    error = [abs(float(attribute_edges(models(family), *pair, METRIC, steps=n, mode=mode).data["score"].sel(writer="embed").sum()) - gap) for n in (1, 24)]
+    error = [
+        abs(
+            float(
+                attribute_edges(models(family), *pair, METRIC, steps=n, mode=mode)
+                .data["score"]
+                .sel(writer="embed")
+                .sum()
+            )
+            - gap
+        )
+        for n in (1, 24)
+    ]
     assert error[0] > 0.02 and error[1] < error[0] / 4
 
 
 @pytest.mark.parametrize("family", ["gpt2", "neox", "llama"])
 def test_activation_steps_make_each_group_sum_to_its_patched_effect(models, pair, family):
     model = models(family)
-    plain, stepped = (attribute_edges(model, *pair, METRIC, steps=n, mode="activations").data["score"].sum("reader") for n in (1, 24))
+    plain, stepped = (
+        attribute_edges(model, *pair, METRIC, steps=n, mode="activations").data["score"].sum("reader") for n in (1, 24)
+    )
     base, errors = METRIC(model.forward(pair[1])), []
     for name, writers in (("z", [f"a0.h{h}" for h in range(4)]), ("mlp_out", ["m0"]), ("mlp_out", ["m1"])):
         hook, seen = model.hook_name(name, int(writers[0][1])), {}
         model.forward(pair[0], hook_fns=[(hook, lambda tensor, hook, seen=seen: seen.update(x=tensor))])
-        exact = float((METRIC(model.forward(pair[1], hook_fns=[(hook, lambda tensor, hook, seen=seen: seen["x"])])) - base).mean())
+        exact = float(
+            (METRIC(model.forward(pair[1], hook_fns=[(hook, lambda tensor, hook, seen=seen: seen["x"])])) - base).mean()
+        )
         errors.append([abs(float(score.sel(writer=writers).sum()) - exact) for score in (plain, stepped)])
     total = np.sum(errors, axis=0)
     assert total[0] > 0.02 and total[1] < total[0] / 4
@@ -146,12 +204,16 @@ def test_faithfulness_equals_transformer_lens(models, pair, family):
     model, clean, corrupted, metric = models(family), pair[0][:1], pair[1][:1], logit_diff([3], [6])
     scores = attribute_edges(model, clean, corrupted, metric)
     value = lambda logits: metric(logits).sum()  # noqa: E731
-    every = theirs.attribution_patch(model.live, clean, corrupted, value, theirs.EdgeAttributionConfig(granularity="edge")).edge_scores
+    every = theirs.attribution_patch(
+        model.live, clean, corrupted, value, theirs.EdgeAttributionConfig(granularity="edge")
+    ).edge_scores
     for k in (5, 25, 60):
         kept = {(row.writer, row.reader) for row in scores.tables["edges"].head(k).itertuples()}
         circuit = [edge for edge in every if (their_name(edge[0]), their_name(edge[1])) in kept]
         expected = theirs.faithfulness(model.live, clean, corrupted, value, circuit).recovered
-        assert float(faithfulness(model, clean, corrupted, metric, scores, [k]).data["faithfulness"][0]) == pytest.approx(expected, abs=1e-3)
+        assert float(
+            faithfulness(model, clean, corrupted, metric, scores, [k]).data["faithfulness"][0]
+        ) == pytest.approx(expected, abs=1e-3)
 
 
 def test_one_dropped_edge_is_the_path_patch_of_the_other_direction(models, pair):
@@ -163,7 +225,9 @@ def test_one_dropped_edge_is_the_path_patch_of_the_other_direction(models, pair)
         drop = np.zeros(graph.exists().shape, bool)
         drop[graph.writer(writer), graph.reader(reader)] = True
         effect = METRIC(patch_edges(model, graph, pair[1], replacement, drop)) - METRIC(model.forward(pair[1]))
-        np.testing.assert_allclose(path_patch(model, *pair, [writer], [reader], METRIC).data["effect"][0, 0], effect, atol=1e-5)
+        np.testing.assert_allclose(
+            path_patch(model, *pair, [writer], [reader], METRIC).data["effect"][0, 0], effect, atol=1e-5
+        )
 
 
 def test_calibration_sets_attribution_beside_exact_effects(models, pair):
@@ -172,7 +236,9 @@ def test_calibration_sets_attribution_beside_exact_effects(models, pair):
         found = calibrate(model, *pair, METRIC, scores, n_top=3, n_random=6, seed=1)
         table = found.tables["nodes"]
         assert list(table["chosen"]) == ["top"] * 3 + ["random"] * 6 and table["node"].is_unique
-        assert float(found.data["spearman"].sel(over="all")) == pytest.approx(table["approx"].corr(table["exact"], method="spearman"))
+        assert float(found.data["spearman"].sel(over="all")) == pytest.approx(
+            table["approx"].corr(table["exact"], method="spearman")
+        )
         assert float(found.data["spearman"].sel(over="all")) > 0.8
         embed = table.set_index("node")["exact"].get("embed")
         assert embed is None or embed == pytest.approx(difference(model, *pair), abs=1e-6)
@@ -189,11 +255,22 @@ def test_nodes_work_where_edges_cannot(models, pair):
 
 
 def test_memory_follows_writers_not_edges(tmp_path):
-    """More key/value heads are more readers, so more edges, from the same writers: only the table of scores may grow."""
+    """More key/value heads are more readers, so more edges, from the same writers: only the table of scores may
+    grow.
+    """
     extra, edges, stack = {}, {}, 0
     for n_kv in (1, 16):
         torch.manual_seed(0)
-        shape = GQA | NO_SPECIAL | {"num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": n_kv, "hidden_size": 64}
+        shape = (
+            GQA
+            | NO_SPECIAL
+            | {
+                "num_hidden_layers": 4,
+                "num_attention_heads": 16,
+                "num_key_value_heads": n_kv,
+                "hidden_size": 64,
+            }
+        )
         model = load_scaled(tf.LlamaForCausalLM(tf.LlamaConfig(**shape)), tmp_path / str(n_kv))
         clean, corrupted = torch.randint(2, 60, (3, 40)), torch.randint(2, 60, (3, 40))
         graph = Graph.of(model, clean)
@@ -211,7 +288,9 @@ def test_memory_follows_writers_not_edges(tmp_path):
         stack = 4 * clean.numel() * len(graph.writers) * model.d_model
     assert edges[16] > 2 * edges[1]
     per_edge = (extra[16] - extra[1]) / (edges[16] - edges[1])
-    assert per_edge < 4 * clean.numel() * model.d_model / 50  # bytes: the score table's few numbers, not [batch, pos, d_model]
+    assert (
+        per_edge < 4 * clean.numel() * model.d_model / 50
+    )  # bytes: the score table's few numbers, not [batch, pos, d_model]
     assert stack < extra[16] < 3.5 * stack  # the writers of two runs, the score table, and what a layer's readers need
 
 

@@ -1,4 +1,6 @@
-"""Faithfulness of a set of edges: all of them suffice, the best k are what circuits.faithfulness says, random ones do not."""
+"""Faithfulness of a set of edges: all of them suffice, the best k are what circuits.faithfulness says, random ones
+do not.
+"""
 
 import pytest
 import torch
@@ -36,12 +38,16 @@ def test_the_best_edges_are_those_of_circuits(model, pair, scores):
     found = edges_faithfulness(model, *pair, scores, scores.tables["edges"].head(12), n_random=2, seed=1).data
     for name in ("faithfulness", "completeness"):
         assert float(found[name].sel(circuit="shown")) == pytest.approx(float(plain.data[name][0]), abs=1e-4)
-    assert list(found["circuit"].values) == ["shown", "random 1", "random 2"] and float(found["faithfulness"][1:].max()) < 0.3 < float(found["faithfulness"][0])
+    assert list(found["circuit"].values) == ["shown", "random 1", "random 2"] and float(
+        found["faithfulness"][1:].max()
+    ) < 0.3 < float(found["faithfulness"][0])
 
 
 def test_all_edges_are_faithful_and_none_is_no_circuit(model, pair, scores):
     every = edges_faithfulness(model, *pair, scores, scores.tables["edges"], n_random=0)
-    assert float(every.data["faithfulness"][0]) == pytest.approx(1, abs=1e-3) and float(every.data["completeness"][0]) == pytest.approx(0, abs=1e-3)
+    assert float(every.data["faithfulness"][0]) == pytest.approx(1, abs=1e-3) and float(
+        every.data["completeness"][0]
+    ) == pytest.approx(0, abs=1e-3)
     with pytest.raises(BadData, match="no edge is shown"):
         edges_faithfulness(model, *pair, scores, scores.tables["edges"].head(0))
 

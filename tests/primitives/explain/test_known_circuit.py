@@ -1,4 +1,6 @@
-"""Ground truth: the induction organism's circuit is known, so the tools must find it, and must find nothing in its untrained twin."""
+"""Ground truth: the induction organism's circuit is known, so the tools must find it, and must find nothing in its
+untrained twin.
+"""
 
 import numpy as np
 import pytest
@@ -34,7 +36,9 @@ def roles(induction):
 
 @pytest.fixture(scope="module")
 def task():
-    """Different words, the last one a repetition. Corrupted: its first occurrence is another word, so nothing repeats."""
+    """Different words, the last one a repetition. Corrupted: its first occurrence is another word, so nothing
+    repeats.
+    """
     rng = np.random.default_rng(3)
     clean = np.stack([rng.permutation(np.arange(FIRST_WORD, len(VOCABULARY)))[: LAST + 2] for _ in range(N)])
     others = clean[:, LAST + 1].copy()  # words that are nowhere in the prompt
@@ -76,7 +80,9 @@ def test_sweep_finds_both_steps_of_the_circuit_at_their_places(induction, roles,
 
 def test_resid_pre_follows_the_information_from_word_to_successor_to_end(induction, task):
     result = denoise(induction, *task, site="resid_pre")
-    share = ((result.data["value"] - result.data["base_value"]) / (result.data["source_value"] - result.data["base_value"])).median("example")
+    share = (
+        (result.data["value"] - result.data["base_value"]) / (result.data["source_value"] - result.data["base_value"])
+    ).median("example")
     assert int(share.sel(layer=0).argmax()) == FIRST
     assert int(share.sel(layer=1).argmax()) == FIRST + 1
 
@@ -93,7 +99,14 @@ def test_top_edges_are_previous_token_into_induction_keys(induction, roles, task
 
 def test_exact_paths_agree(induction, roles, task):
     clean, corrupted, metric = task
-    found = path_patch(induction, clean, corrupted, [f"a0.h{h}" for h in range(4)], [[f"a1.h{h}<{kind}>" for h in range(4)] for kind in "qkv"], metric)
+    found = path_patch(
+        induction,
+        clean,
+        corrupted,
+        [f"a0.h{h}" for h in range(4)],
+        [[f"a1.h{h}<{kind}>" for h in range(4)] for kind in "qkv"],
+        metric,
+    )
     effect = found.data["effect"].mean("example")
     at = {dim: int(index) for dim, index in effect.argmax(("sender", "receiver")).items()}
     assert str(effect.sender.values[at["sender"]]) in previous_heads(roles)

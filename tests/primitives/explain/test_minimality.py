@@ -1,4 +1,6 @@
-"""What each edge of a circuit adds: against runs counted by hand, on the known circuit, with a circuit of useless edges as control."""
+"""What each edge of a circuit adds: against runs counted by hand, on the known circuit, with a circuit of useless
+edges as control.
+"""
 
 # ruff: noqa: F401, F811 - fixtures of another file
 
@@ -51,8 +53,13 @@ def test_random_paths_are_whole_and_alive(models, pair, family):
     """From the embeddings to the logits, each edge from the node that the one before it feeds; so the metric moves."""
     model, (clean, corrupted) = models(family), pair
     graph = Graph.of(model, clean)
-    owns = {reader: {graph.writers[w] for w in range(len(graph.writers)) if i in graph.readers_of(w)} for i, reader in enumerate(graph.readers)}
-    assert all(len(nodes) == (0 if reader == "logits" else 2 if ".kv" in reader else 1) for reader, nodes in owns.items())
+    owns = {
+        reader: {graph.writers[w] for w in range(len(graph.writers)) if i in graph.readers_of(w)}
+        for i, reader in enumerate(graph.readers)
+    }
+    assert all(
+        len(nodes) == (0 if reader == "logits" else 2 if ".kv" in reader else 1) for reader, nodes in owns.items()
+    )
     scores = attribute_edges(model, clean, corrupted, METRIC)
     table = minimality(model, clean, corrupted, METRIC, scores, 1, n_random=12).tables["edges"]
     for steps in (path.split("; ") for path in table["path"] if path):
@@ -67,7 +74,9 @@ def test_a_circuit_of_one_edge_adds_its_faithfulness(models, pair):
     scores = attribute_edges(model, *pair, METRIC)
     for ablate in ("corrupted", "zero", "mean"):
         one = minimality(model, *pair, METRIC, scores, 1, n_random=1, ablate=ablate).tables["edges"]["effect"][0]
-        assert one == pytest.approx(float(faithfulness(model, *pair, METRIC, scores, [1], ablate=ablate).data["faithfulness"][0]), abs=1e-5)
+        assert one == pytest.approx(
+            float(faithfulness(model, *pair, METRIC, scores, [1], ablate=ablate).data["faithfulness"][0]), abs=1e-5
+        )
 
 
 def test_the_known_circuit_needs_its_edges_and_a_random_one_does_not(induction, roles, task):
@@ -75,15 +84,21 @@ def test_the_known_circuit_needs_its_edges_and_a_random_one_does_not(induction, 
     n_edges = len(scores.tables["edges"])
     found = minimality(induction, *task, scores, n_edges // 4, seed=1)
     edges = found.tables["edges"]
-    keys = edges[edges.writer.isin(previous_heads(roles)) & edges.reader.isin({f"{head}<k>" for head in induction_heads(roles)})]
+    keys = edges[
+        edges.writer.isin(previous_heads(roles)) & edges.reader.isin({f"{head}<k>" for head in induction_heads(roles)})
+    ]
     between = edges[edges.writer.str.startswith("a0") & edges.reader.str.startswith("a1")]
-    assert len(keys) and keys["effect"].max() == between["effect"].max(), "of the steps between the layers, that from a previous-token head to keys is the one that cannot go"
+    assert len(keys) and keys["effect"].max() == between["effect"].max(), (
+        "of the steps between the layers, that from a previous-token head to keys is the one that cannot go"
+    )
     assert keys["needed"].any()
     shuffled = scores.data.copy(deep=True)
     flat = shuffled["score"].values.ravel()
     real = np.flatnonzero(~np.isnan(flat))
     flat[real] = flat[np.random.default_rng(0).permutation(real)]
-    control = minimality(induction, *task, type(scores)(scores.provenance, shuffled, scores.tables), n_edges // 4, seed=1)
+    control = minimality(
+        induction, *task, type(scores)(scores.provenance, shuffled, scores.tables), n_edges // 4, seed=1
+    )
     assert float(control.data["needed"]) < 0.5 * float(found.data["needed"])
 
 

@@ -31,7 +31,9 @@ def put(name, value):
 
 
 def frozen_run(model, clean, corrupted, sender, read):
-    """Step 2 of Wang et al.: all z and MLP outputs held at the base run, the sender's at its clean value; read there."""
+    """Step 2 of Wang et al.: all z and MLP outputs held at the base run, the sender's at its clean value; read
+    there.
+    """
     outputs = [model.hook_name(site, layer) for site in ("z", "mlp_out") for layer in range(model.n_layers)]
     embed = model.hook_name("resid_pre", 0)
     _, base = record(model, corrupted, [embed, *outputs])
@@ -64,7 +66,12 @@ def test_path_to_logits_is_a_run_with_everything_else_frozen(models, pair, famil
 def test_path_to_heads_and_mlps_is_the_frozen_value_set_in_a_free_run(models, pair, family):
     model = models(family)
     senders = ["embed", (0, 3), "m0"]
-    for kind, hook in (("q", model.hook_name("q", 1)), ("k", model.hook_name("k", 1)), ("v", model.hook_name("v", 1)), ("m", "blocks.1.mlp.hook_in")):
+    for kind, hook in (
+        ("q", model.hook_name("q", 1)),
+        ("k", model.hook_name("k", 1)),
+        ("v", model.hook_name("v", 1)),
+        ("m", "blocks.1.mlp.hook_in"),
+    ):
         receiver = "m1" if kind == "m" else (1, 1, kind)
         effect = path_patch(model, *pair, senders, [receiver], METRIC).data["effect"]
         for i, sender in enumerate(senders):
@@ -86,18 +93,33 @@ def test_all_senders_to_all_receivers_give_the_clean_run(models, pair, family):
     model = models(family)
     clean, corrupted = METRIC(model.forward(pair[0])), METRIC(model.forward(pair[1]))
     graph = Graph.of(model, pair[0])
-    result = path_patch(model, *pair, [list(graph.writers)], [list(graph.readers), "logits", list(graph.readers[:-1])], METRIC)
+    result = path_patch(
+        model, *pair, [list(graph.writers)], [list(graph.readers), "logits", list(graph.readers[:-1])], METRIC
+    )
     effect = torch.tensor(result.data["effect"].values)[0]
     torch.testing.assert_close(effect[0], clean - corrupted, atol=3e-5, rtol=1e-4)
-    torch.testing.assert_close(effect[1], clean - corrupted, atol=3e-5, rtol=1e-4)  # the logits hear all writers directly
-    assert float((effect[2] - effect[1]).abs().max()) > 1e-2  # and are needed: the direct path from the embedding is theirs alone
+    torch.testing.assert_close(
+        effect[1], clean - corrupted, atol=3e-5, rtol=1e-4
+    )  # the logits hear all writers directly
+    assert (
+        float((effect[2] - effect[1]).abs().max()) > 1e-2
+    )  # and are needed: the direct path from the embedding is theirs alone
     np.testing.assert_allclose(result.data["clean"], clean, atol=1e-6)
     np.testing.assert_allclose(result.data["corrupted"], corrupted, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_folded_weights_have_the_same_paths(tiny_models, pair, family):
-    raw, folded = (path_patch(load(str(tiny_models[family]), processing=how), *pair, ["embed", (0, 1), "m0"], ["logits", (1, 2, "q"), "m1"], METRIC) for how in ("raw", "folded"))
+    raw, folded = (
+        path_patch(
+            load(str(tiny_models[family]), processing=how),
+            *pair,
+            ["embed", (0, 1), "m0"],
+            ["logits", (1, 2, "q"), "m1"],
+            METRIC,
+        )
+        for how in ("raw", "folded")
+    )
     np.testing.assert_allclose(raw.data["effect"], folded.data["effect"], atol=1e-5)
 
 
@@ -110,11 +132,20 @@ def test_equal_inputs_carry_nothing_and_say_so(models, pair):
 def test_head_to_head_equals_transformer_lens(models, pair, family, kinds):
     model = models(family)
     caches = [model.live.run_with_cache(tokens, names_filter="blocks.0.attn.hook_z")[1] for tokens in pair]
-    caches = [cache if "blocks.0.attn.hook_z" in cache else {"blocks.0.attn.hook_z": next(iter(cache.values()))} for cache in caches]
+    caches = [
+        cache if "blocks.0.attn.hook_z" in cache else {"blocks.0.attn.hook_z": next(iter(cache.values()))}
+        for cache in caches
+    ]
     base = METRIC(model.forward(pair[1])).mean()
     for kind in kinds:
-        theirs = patching.get_act_patch_direct_path(model.live, pair[1], *caches, lambda logits: METRIC(logits).mean(), 0, 2, kind, verbose=False)
-        ours = path_patch(model, *pair, [(0, 2)], [(1, h, kind) for h in range(4)], METRIC).data["effect"].mean("example")[0]
+        theirs = patching.get_act_patch_direct_path(
+            model.live, pair[1], *caches, lambda logits: METRIC(logits).mean(), 0, 2, kind, verbose=False
+        )
+        ours = (
+            path_patch(model, *pair, [(0, 2)], [(1, h, kind) for h in range(4)], METRIC)
+            .data["effect"]
+            .mean("example")[0]
+        )
         np.testing.assert_allclose(ours, (theirs[1] - base).cpu(), atol=2e-6)
 
 
@@ -123,8 +154,12 @@ def test_receivers_of_a_set_do_not_hear_of_each_other(models, pair):
     model = models("gpt2")
     hooks = ["blocks.0.mlp.hook_in", model.hook_name("q", 1)]
     _, frozen = frozen_run(model, *pair, "embed", hooks)
-    together = path_patch(model, *pair, ["embed"], [["m0", *(f"a1.h{h}<q>" for h in range(4))]], METRIC).data["effect"][0, 0]
-    expected = METRIC(model.forward(pair[1], hook_fns=[put(name, frozen[name]) for name in hooks])) - METRIC(model.forward(pair[1]))
+    together = path_patch(model, *pair, ["embed"], [["m0", *(f"a1.h{h}<q>" for h in range(4))]], METRIC).data["effect"][
+        0, 0
+    ]
+    expected = METRIC(model.forward(pair[1], hook_fns=[put(name, frozen[name]) for name in hooks])) - METRIC(
+        model.forward(pair[1])
+    )
     np.testing.assert_allclose(together, expected, atol=2e-5)
 
 
@@ -145,7 +180,9 @@ def test_plan_counts_the_forwards_and_cells_without_a_path_are_nan(models, pair,
 
 def test_grouped_query_receivers_are_key_value_heads(models, pair):
     graph = Graph.of(models("llama"), pair[0])
-    assert graph.reader((1, 1, "k")) == graph.reader("a1.kv1<k>") and graph.reader((1, 3, "q")) == graph.reader("a1.h3<q>")
+    assert graph.reader((1, 1, "k")) == graph.reader("a1.kv1<k>") and graph.reader((1, 3, "q")) == graph.reader(
+        "a1.h3<q>"
+    )
     with pytest.raises(UnknownName, match="no reader called"):
         graph.reader((1, 3, "k"))
 

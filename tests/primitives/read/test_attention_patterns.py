@@ -1,4 +1,6 @@
-"""Patterns are Hugging Face's own, scores are what they say, pooling keeps the largest, and switched-off heads are off and counted."""
+"""Patterns are Hugging Face's own, scores are what they say, pooling keeps the largest, and switched-off heads are
+off and counted.
+"""
 
 import copy
 
@@ -14,7 +16,12 @@ from workbench.models import load
 from workbench.models.model import Model
 from workbench.organisms.induction import head_roles
 from workbench.primitives.read import attention_patterns as ap
-from workbench.primitives.read.attention_patterns import after_earlier_copies, attention_patterns, pattern_scores, switch_heads_off
+from workbench.primitives.read.attention_patterns import (
+    after_earlier_copies,
+    attention_patterns,
+    pattern_scores,
+    switch_heads_off,
+)
 from workbench.primitives.replace.ablation import ablate, reference_mean
 
 ROW = [9, 22, 31, 9, 40, 22, 31, 12, 50]
@@ -56,18 +63,27 @@ def test_an_image_classifier_has_patterns_of_its_patches(models):
         wanted = moved("vit", 0.2, matrices=True)(pixel_values=pixels, output_attentions=True).attentions
     found = attention_patterns(models["vit"], pixels).data
     np.testing.assert_allclose(found.pattern, torch.cat(wanted).numpy(), atol=1e-5)
-    assert found.token.values[:2].tolist() == ["[CLS]", "patch 0"] and np.isnan(found.scores.sel(score=["previous", "induction"])).all()
+    assert (
+        found.token.values[:2].tolist() == ["[CLS]", "patch 0"]
+        and np.isnan(found.scores.sel(score=["previous", "induction"])).all()
+    )
 
 
 def test_long_prompts_keep_the_largest_weight_of_each_block_and_say_so(models):
     whole, pooled = attention_patterns(models["llama"], ROW), attention_patterns(models["llama"], ROW, max_pos=4)
-    assert pooled.data.attrs["pool"] == 3 and pooled.data.query_pos.values.tolist() == [0, 3, 6] and "largest weight of 3 x 3" in pooled.warnings[0]
+    assert (
+        pooled.data.attrs["pool"] == 3
+        and pooled.data.query_pos.values.tolist() == [0, 3, 6]
+        and "largest weight of 3 x 3" in pooled.warnings[0]
+    )
     assert whole.data.attrs["pool"] == 1 and whole.warnings == ()
     blocks = whole.data.pattern.values.reshape(2, 4, 3, 3, 3, 3)
     np.testing.assert_array_equal(pooled.data.pattern, blocks.max((3, 5)))
     np.testing.assert_array_equal(pooled.data.scores, whole.data.scores)
     assert pooled.data.token.values.tolist() == [whole.data.token.values[i] for i in (0, 3, 6)]
-    assert attention_patterns(models["llama"], ROW, max_pos=8).data.sizes["key_pos"] == 5  # the last block has one position
+    assert (
+        attention_patterns(models["llama"], ROW, max_pos=8).data.sizes["key_pos"] == 5
+    )  # the last block has one position
 
 
 def test_all_patterns_together_stay_under_their_cap(models, monkeypatch):
@@ -90,7 +106,11 @@ def test_scores_are_those_the_organism_is_declared_with(induction):
 
 def test_places_after_earlier_copies_by_hand_and_by_loops():
     found = after_earlier_copies(torch.tensor([5, 6, 5, 5, 6]))
-    assert [(q, k) for q, k in np.argwhere(found.numpy()).tolist()] == [(2, 1), (3, 1), (4, 2)]  # not (3, 3): it follows its own copy
+    assert [(q, k) for q, k in np.argwhere(found.numpy()).tolist()] == [
+        (2, 1),
+        (3, 1),
+        (4, 2),
+    ]  # not (3, 3): it follows its own copy
     tokens = np.random.default_rng(0).integers(0, 5, 30)
     wanted = {(t, i + 1) for t in range(30) for i in range(t - 1) if tokens[i] == tokens[t]}
     assert {tuple(pair) for pair in np.argwhere(after_earlier_copies(torch.tensor(tokens)).numpy())} == wanted
@@ -132,12 +152,16 @@ def test_the_run_with_heads_off_is_the_ablated_run(family, models):
         np.testing.assert_allclose(data.probability.sel(run="heads off"), p[data.candidate_id.values], atol=1e-6)
         losses = -wanted.output[0, :-1].log_softmax(-1)[range(8), ROW[1:]]
         np.testing.assert_allclose(data.loss.sel(run="heads off")[1:], losses, atol=1e-5)
-        assert (data.attrs["n_replaced"], data.attrs["firings"]) == (2, 1) and data.attrs["effect"] == pytest.approx(wanted.report.effect)
+        assert (data.attrs["n_replaced"], data.attrs["firings"]) == (2, 1) and data.attrs["effect"] == pytest.approx(
+            wanted.report.effect
+        )
         whole = attention_patterns(model, ROW).data
         np.testing.assert_array_equal(data.pattern[0], whole.pattern[0])
         assert float(abs(data.pattern[1] - whole.pattern[1]).max()) > 1e-5, "later heads see the changed stream"
         clean = model.forward(tokens)[0]
-        np.testing.assert_allclose(data.probability.sel(run="heads on"), clean[-1].softmax(-1)[data.candidate_id.values], atol=1e-6)
+        np.testing.assert_allclose(
+            data.probability.sel(run="heads on"), clean[-1].softmax(-1)[data.candidate_id.values], atol=1e-6
+        )
         np.testing.assert_allclose(data.moved, (wanted.output[0] - clean).abs().amax(-1), atol=1e-5)
 
 
@@ -149,12 +173,20 @@ def test_both_runs_likeliest_tokens_are_kept(models):
 
 
 def test_without_previous_token_heads_induction_is_gone(induction):
-    """Layer 1 finds earlier copies by what layer 0's previous-token heads wrote. Heads of layer 1 cannot change their own layer's patterns."""
+    """Layer 1 finds earlier copies by what layer 0's previous-token heads wrote. Heads of layer 1 cannot change
+    their own layer's patterns.
+    """
     tokens = RepeatedWords(shortest=12, longest=12).sample(1, 25, np.random.default_rng(8))[0]
     whole = attention_patterns(induction, tokens).data.scores
     previous = [(0, int(h)) for h in np.flatnonzero(whole.sel(score="previous", layer=0) > 0.4)]
-    without, same = (switch_heads_off(induction, tokens, heads).data for heads in (previous, [(1, h) for h in range(4)]))
-    assert float(without.scores.sel(score="induction", layer=1).max()) < 0.4 < float(whole.sel(score="induction", layer=1).max())
+    without, same = (
+        switch_heads_off(induction, tokens, heads).data for heads in (previous, [(1, h) for h in range(4)])
+    )
+    assert (
+        float(without.scores.sel(score="induction", layer=1).max())
+        < 0.4
+        < float(whole.sel(score="induction", layer=1).max())
+    )
     np.testing.assert_array_equal(same.scores, whole)
     for data in (without, same):
         assert float((data.loss.sel(run="heads off") - data.loss.sel(run="heads on"))[13:].mean()) > 1
@@ -162,12 +194,22 @@ def test_without_previous_token_heads_induction_is_gone(induction):
 
 @pytest.mark.parametrize(
     ("family", "has"),
-    [("bert", {"moved"}), ("bert_classifier", {"probability"}), ("llama_classifier", {"probability"}), ("vit", {"probability"}), ("opt", {"moved", "probability", "loss"})],
+    [
+        ("bert", {"moved"}),
+        ("bert_classifier", {"probability"}),
+        ("llama_classifier", {"probability"}),
+        ("vit", {"probability"}),
+        ("opt", {"moved", "probability", "loss"}),
+    ],
 )
 def test_heads_can_be_off_in_every_kind_of_model(family, has, models):
     inputs = torch.rand(1, 1, 8, 8) if family == "vit" else ROW
     result = switch_heads_off(models[family], inputs, [(0, 0), (1, 2)])
-    assert has == {"moved", "probability", "loss"} & set(result.data) and result.data.attrs["n_replaced"] == 2 and result.data.attrs["effect"] > 0
+    assert (
+        has == {"moved", "probability", "loss"} & set(result.data)
+        and result.data.attrs["n_replaced"] == 2
+        and result.data.attrs["effect"] > 0
+    )
     if family.endswith("classifier"):  # three classes, all of them kept
         np.testing.assert_allclose(result.data.probability.sum("candidate"), 1, atol=1e-5)
         assert sorted(result.data.candidate.values) == ["class 0", "class 1", "class 2"]
@@ -236,6 +278,9 @@ def test_an_error_in_the_run_leaves_no_hook_behind(models, monkeypatch):
 
 
 def test_results_survive_the_disk(models, tmp_path):
-    for name, result in (("plain", attention_patterns(models["gpt2"], ROW)), ("off", switch_heads_off(models["gpt2"], ROW, [(0, 1)], max_pos=4))):
+    for name, result in (
+        ("plain", attention_patterns(models["gpt2"], ROW)),
+        ("off", switch_heads_off(models["gpt2"], ROW, [(0, 1)], max_pos=4)),
+    ):
         assert Result.load(result.save(tmp_path / name)).data.equals(result.data)
         assert all("unit" in v.attrs and "long_name" in v.attrs for v in result.data.values())

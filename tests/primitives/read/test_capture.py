@@ -1,4 +1,6 @@
-"""Captured activations equal TransformerLens's own cache, cost the bytes predicted, share no storage and leave no hooks."""
+"""Captured activations equal TransformerLens's own cache, cost the bytes predicted, share no storage and leave no
+hooks.
+"""
 
 import pytest
 import torch
@@ -50,7 +52,9 @@ def test_every_site_equals_transformer_lens_own_cache(family, models):
     model, rows = models[family], rows_of(6, 6, 6)
     taken = capture(model, rows, model.sites())
     with torch.no_grad():
-        _, cache = model.live.run_with_cache(torch.tensor(rows), names_filter=[model.hook_name(*key) for key in taken.tensors])
+        _, cache = model.live.run_with_cache(
+            torch.tensor(rows), names_filter=[model.hook_name(*key) for key in taken.tensors]
+        )
     assert {site for site, _ in taken.tensors} == set(model.sites())
     for key, tensor in taken.tensors.items():
         assert torch.equal(tensor, cache[model.hook_name(*key)]), key
@@ -76,7 +80,11 @@ def second_largest(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return tensor.masked_fill(~mask.reshape(*mask.shape, *[1] * (tensor.ndim - 2)), -torch.inf).sort(1).values[:, -2]
 
 
-REDUCTIONS = {"mean": lambda row: row.mean(0), "last": lambda row: row[-1], second_largest: lambda row: row.sort(0).values[-2]}
+REDUCTIONS = {
+    "mean": lambda row: row.mean(0),
+    "last": lambda row: row[-1],
+    second_largest: lambda row: row.sort(0).values[-2],
+}
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS, ids=["mean", "last", "callable"])
@@ -105,7 +113,9 @@ def test_positions_then_reduce(reduce, models):
 
 def test_a_pattern_reduced_over_queries_keeps_heads_and_keys(models):
     whole = capture(models["gpt2"], rows_of(6, 6), ["pattern"])["pattern", 0]
-    assert torch.equal(capture(models["gpt2"], rows_of(6, 6), ["pattern"], reduce="last")["pattern", 0], whole[:, :, -1])
+    assert torch.equal(
+        capture(models["gpt2"], rows_of(6, 6), ["pattern"], reduce="last")["pattern", 0], whole[:, :, -1]
+    )
     mean = capture(models["gpt2"], rows_of(6, 6), ["pattern"], reduce="mean")["pattern", 0]
     torch.testing.assert_close(mean, whole.mean(2), atol=1e-6, rtol=0)
 
@@ -121,7 +131,10 @@ def test_ragged_patterns_cannot_be_stacked_and_say_so(models):
 def test_a_full_hook_name_means_the_same_as_its_site(site, how, models):
     model = models["gpt2"]
     for name in (SITES[site].template.format(layer=1), model.hook_name(site, 1)):
-        assert torch.equal(capture(model, rows_of(6, 6), [name], **how)[name], capture(model, rows_of(6, 6), [site], layers=[1], **how)[site, 1]), name
+        assert torch.equal(
+            capture(model, rows_of(6, 6), [name], **how)[name],
+            capture(model, rows_of(6, 6), [site], layers=[1], **how)[site, 1],
+        ), name
 
 
 # ---- how it is kept ----
@@ -156,7 +169,15 @@ def test_a_place_named_twice_is_kept_once(models):
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"positions": [0, -1]}, {"dtype": torch.float16}, {"reduce": "mean"}, {"reduce": "last", "dtype": torch.bfloat16}, {"layers": [1]}, {"reduce": second_largest}],
+    [
+        {},
+        {"positions": [0, -1]},
+        {"dtype": torch.float16},
+        {"reduce": "mean"},
+        {"reduce": "last", "dtype": torch.bfloat16},
+        {"layers": [1]},
+        {"reduce": second_largest},
+    ],
     ids=["all", "two positions", "half precision", "mean", "last in bfloat16", "one layer", "a function"],
 )
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mixtral"])
@@ -187,7 +208,13 @@ def test_what_will_not_fit_even_row_by_row_is_refused_before_the_first_row(budge
     plan = plan_capture(model, 8, 6, ["z"], batch_size=1)
     progress = Counting()
     with pytest.raises(NoRoom, match="name fewer sites, layers or positions, or reduce='mean'"):
-        capture(model, rows_of(*[6] * 8), ["z"], budget_bytes=(plan.kept_bytes if budget == "kept" else plan.peak_bytes) - 1, progress=progress)
+        capture(
+            model,
+            rows_of(*[6] * 8),
+            ["z"],
+            budget_bytes=(plan.kept_bytes if budget == "kept" else plan.peak_bytes) - 1,
+            progress=progress,
+        )
     assert progress.steps == 0
 
 
@@ -254,7 +281,12 @@ def test_an_encoder_without_a_head_has_no_logits_to_capture(models):
 def test_observe_shows_each_layer_once_with_the_captured_tensors(family, models):
     model, rows, seen = models[family], rows_of(6, 6), []
     sites = ["pattern", "v", "z"]
-    out = observe(model, torch.tensor(rows), sites, lambda layer, acts: seen.append((layer, {site: acts[site].clone() for site in acts})))
+    out = observe(
+        model,
+        torch.tensor(rows),
+        sites,
+        lambda layer, acts: seen.append((layer, {site: acts[site].clone() for site in acts})),
+    )
     taken = capture(model, rows, sites)
     assert [layer for layer, _ in seen] == [0, 1]
     for layer, acts in seen:
@@ -270,7 +302,9 @@ def test_observe_takes_padded_batches_and_some_layers(models):
     observe(model, batch, ["z"], lambda layer, acts: seen.update({layer: acts["z"].clone()}), layers=[1])
     assert list(seen) == [1]
     for i, row in enumerate(rows):
-        torch.testing.assert_close(seen[1][i][batch.mask[i]], capture(model, [row], ["z"])["z", 1][0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            seen[1][i][batch.mask[i]], capture(model, [row], ["z"])["z", 1][0], atol=1e-5, rtol=0
+        )
 
 
 def test_observe_takes_a_site_named_twice(models):

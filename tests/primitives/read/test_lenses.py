@@ -113,7 +113,10 @@ def test_the_parts_add_up_to_the_logits(family, by, models):
             direct_logit_attribution(model, ROWS, ANSWERS, by=by)
         return
     last = torch.stack([model.forward(torch.tensor([row]))[0, -1] for row in ROWS])
-    for others, wanted in ((None, last[[0, 1, 2], ANSWERS]), (OTHERS, last[[0, 1, 2], ANSWERS] - last[[0, 1, 2], OTHERS])):
+    for others, wanted in (
+        (None, last[[0, 1, 2], ANSWERS]),
+        (OTHERS, last[[0, 1, 2], ANSWERS] - last[[0, 1, 2], OTHERS]),
+    ):
         found = direct_logit_attribution(model, ROWS, ANSWERS, others, by=by).data
         np.testing.assert_allclose(found.logit, wanted, atol=1e-4)
         np.testing.assert_allclose(found.attribution.sum("part"), wanted, atol=1e-4)
@@ -131,12 +134,16 @@ def test_heads_and_neurons_split_their_sublayer(family, models):
         split = direct_logit_attribution(model, ROWS, ANSWERS, OTHERS, by=by).data.attribution
         for layer in range(2):
             own = [p for p in split.part.values if p.startswith(f"L{layer}{short}") or p == f"L{layer} {sublayer} bias"]
-            np.testing.assert_allclose(split.sel(part=own).sum("part"), whole.sel(part=f"L{layer} {sublayer}"), atol=1e-4)
+            np.testing.assert_allclose(
+                split.sel(part=own).sum("part"), whole.sel(part=f"L{layer} {sublayer}"), atol=1e-4
+            )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_a_head_of_the_last_layer_is_what_its_ablation_takes_from_the_stream(family, models):
-    """Nothing but the MLP reads it there, so with that held the stream loses exactly the head's part, read at the frozen scale."""
+    """Nothing but the MLP reads it there, so with that held the stream loses exactly the head's part, read at the
+    frozen scale.
+    """
     model, tokens = models[family], torch.tensor([ROWS[0]])
     found = direct_logit_attribution(model, ROWS[:1], ANSWERS[:1], OTHERS[:1], by="head").data.attribution
     kept = capture(model, ROWS[:1], ["attn_out", "ln_final.hook_scale"], reduce="last")
@@ -148,12 +155,20 @@ def test_a_head_of_the_last_layer_is_what_its_ablation_takes_from_the_stream(fam
         with pytest.MonkeyPatch.context() as patch:
             forward = type(model).forward
             see = (model.hook_name("attn_out", 1), lambda tensor, hook, seen=seen: seen.append(tensor[0, -1].clone()))
-            patch.setattr(type(model), "forward", lambda self, t, *, hook_fns=(), see=see, forward=forward, **rest: forward(self, t, hook_fns=[*hook_fns, see], **rest))
+            patch.setattr(
+                type(model),
+                "forward",
+                lambda self, t, *, hook_fns=(), see=see, forward=forward, **rest: forward(
+                    self, t, hook_fns=[*hook_fns, see], **rest
+                ),
+            )
             ablate(model, tokens, mask, compare=False)
         lost = kept["attn_out", 1][0] - seen[-1]
         lost = lost - (0 if norm.uses_rms_norm else lost.mean())
         W_U = model.live.W_U.detach()
-        wanted = (lost * norm.weight.detach() / kept["ln_final.hook_scale"][0]) @ (W_U[:, ANSWERS[0]] - W_U[:, OTHERS[0]])
+        wanted = (lost * norm.weight.detach() / kept["ln_final.hook_scale"][0]) @ (
+            W_U[:, ANSWERS[0]] - W_U[:, OTHERS[0]]
+        )
         assert float(found.sel(part=f"L1H{head}")[0]) == pytest.approx(float(wanted), abs=1e-4)
 
 
@@ -163,13 +178,17 @@ def test_raw_parts_are_those_transformer_lens_finds_in_folded_weights(family, mo
     rows = [ROWS[0], ROWS[2]]
     answers, others = [10, 30], [15, 35]
     with folded.alone():
-        theirs = analysis.direct_logit_attribution(folded.live, torch.tensor(rows), torch.tensor(answers), torch.tensor(others), unit="component")
+        theirs = analysis.direct_logit_attribution(
+            folded.live, torch.tensor(rows), torch.tensor(answers), torch.tensor(others), unit="component"
+        )
     wanted = dict(zip(theirs.labels, theirs.attribution, strict=True))
     ours = direct_logit_attribution(models[family], rows, answers, others).data.attribution
     same = direct_logit_attribution(folded, rows, answers, others).data.attribution
     for part in ("embed", "L0 attn", "L0 mlp", "L1 attn", "L1 mlp"):
         their_name = part if part == "embed" else f"{part[1]}_{part[3:]}_out"
-        np.testing.assert_allclose(same.sel(part=part), wanted[their_name].detach(), atol=1e-4, err_msg=f"folded {part}")
+        np.testing.assert_allclose(
+            same.sel(part=part), wanted[their_name].detach(), atol=1e-4, err_msg=f"folded {part}"
+        )
         np.testing.assert_allclose(ours.sel(part=part), wanted[their_name].detach(), atol=2e-4, err_msg=f"raw {part}")
 
 
@@ -219,7 +238,10 @@ def test_half_precision_adds_up_to_rounding():
 
 def test_attribution_does_not_depend_on_batching_and_survives_the_disk(models, tmp_path):
     whole = direct_logit_attribution(models["qwen2"], ROWS, ANSWERS, OTHERS, by="head")
-    each = [direct_logit_attribution(models["qwen2"], [r], [a], [o], by="head").data.attribution for r, a, o in zip(ROWS, ANSWERS, OTHERS, strict=True)]
+    each = [
+        direct_logit_attribution(models["qwen2"], [r], [a], [o], by="head").data.attribution
+        for r, a, o in zip(ROWS, ANSWERS, OTHERS, strict=True)
+    ]
     np.testing.assert_allclose(whole.data.attribution, np.concatenate(each, axis=1), atol=1e-5)
     assert Result.load(whole.save(tmp_path / "dla")).data.equals(whole.data)
 

@@ -1,4 +1,6 @@
-"""Predictions agree with Hugging Face's own loss and with sums done by hand; batching, padding and chunks change no number; refusals say why."""
+"""Predictions agree with Hugging Face's own loss and with sums done by hand; batching, padding and chunks change no
+number; refusals say why.
+"""
 
 import numpy as np
 import pytest
@@ -74,7 +76,11 @@ def test_several_prompts_are_each_what_they_are_alone(induction):
         assert alone.sizes["pos"] == n
         for name in ("loss", "entropy", "probability", "token_id", "read_id"):
             assert np.allclose(together[name].values[i, :n], alone[name].values[0], atol=1e-5, equal_nan=True), name
-        assert np.isnan(together["loss"].values[i, n:]).all() and (together["read_id"].values[i, n:] == -1).all() and (together["read"].values[i, n:] == "").all()
+        assert (
+            np.isnan(together["loss"].values[i, n:]).all()
+            and (together["read_id"].values[i, n:] == -1).all()
+            and (together["read"].values[i, n:] == "").all()
+        )
 
 
 def test_text_ids_rows_and_tensors_are_the_same_prompt(induction, found):
@@ -110,7 +116,9 @@ def test_every_family_of_decoders_is_read(family, tiny_models):
 
 def test_a_result_survives_its_folder(found, tmp_path):
     back = Result.load(found.save(tmp_path / "r")).data
-    assert back["token"].values.tolist() == found.data["token"].values.tolist() and np.array_equal(back["loss"], found.data["loss"], equal_nan=True)
+    assert back["token"].values.tolist() == found.data["token"].values.tolist() and np.array_equal(
+        back["loss"], found.data["loss"], equal_nan=True
+    )
     assert all(v.attrs["unit"] and v.attrs["long_name"] for v in found.data.data_vars.values())
 
 
@@ -119,8 +127,13 @@ def test_a_result_survives_its_folder(found, tmp_path):
 
 def test_the_chat_template_is_applied_only_where_asked(tiny_models):
     model = load(str(tiny_models["llama"]))
-    model.tokenizer.chat_template = "{% for m in messages %}again {{ m.content }} {% endfor %}{% if add_generation_prompt %}echo{% endif %}"
-    plain, chat = predictions(model, "lamp river").data, predictions(model, prompt_rows(model.tokenizer, ["lamp river"])).data
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}again {{ m.content }} {% endfor %}{% if add_generation_prompt %}echo{% endif %}"
+    )
+    plain, chat = (
+        predictions(model, "lamp river").data,
+        predictions(model, prompt_rows(model.tokenizer, ["lamp river"])).data,
+    )
     assert plain["read"].values[0].tolist() == ["<bos>", "lamp", "river"]
     assert [t for t in chat["read"].values[0].tolist() if t != "<bos>"] == ["again", "lamp", "river", "echo"]
 
@@ -155,7 +168,9 @@ def test_a_masked_model_without_a_mask_is_refused(tiny_models):
         predictions(load(str(tiny_models["bert_mlm"])), [1, 2, 3])
 
 
-@pytest.mark.parametrize(("family", "kind"), [("bert", "encoder"), ("bert_classifier", "classifier"), ("vit", "image-classifier")])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("bert", "encoder"), ("bert_classifier", "classifier"), ("vit", "image-classifier")]
+)
 def test_models_that_predict_no_tokens_are_refused(family, kind, tiny_models):
     with pytest.raises(UnsupportedModel, match=f"a causal-lm or a masked-lm, and .* is of kind {kind}"):
         predictions(load(str(tiny_models[family])), [1, 2, 3])

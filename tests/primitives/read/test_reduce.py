@@ -1,4 +1,6 @@
-"""Passes over a store and over a model agree with each other and with everything read at once, inline and on workers."""
+"""Passes over a store and over a model agree with each other and with everything read at once, inline and on
+workers.
+"""
 
 import numpy as np
 import pytest
@@ -17,12 +19,23 @@ WHAT = Together({"moments": Moments(), "top": TopK(3), "q": Quantiles((0.1, 0.9)
 @pytest.fixture(scope="module")
 def rows():
     generator = torch.Generator().manual_seed(2)
-    return [torch.randint(6, 64, (int(n),), generator=generator).tolist() for n in torch.randint(2, 14, (40,), generator=generator)]
+    return [
+        torch.randint(6, 64, (int(n),), generator=generator).tolist()
+        for n in torch.randint(2, 14, (40,), generator=generator)
+    ]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, organism, rows) -> Store:
-    return write_store(organism, rows, ["mlp_post", "z"], layers=[1], batch_size=4, shard_mb=0.05, folder=tmp_path_factory.mktemp("reduce") / "s")
+    return write_store(
+        organism,
+        rows,
+        ["mlp_post", "z"],
+        layers=[1],
+        batch_size=4,
+        shard_mb=0.05,
+        folder=tmp_path_factory.mktemp("reduce") / "s",
+    )
 
 
 def test_a_pass_over_the_store_is_that_of_all_tokens(store, rows):
@@ -32,9 +45,15 @@ def test_a_pass_over_the_store_is_that_of_all_tokens(store, rows):
     np.testing.assert_allclose(found["moments_variance"], whole.var(0), atol=1e-12)
     best = whole[:, 3, 5].argmax()
     assert float(found["top_value"][0, 3, 5]) == pytest.approx(whole[best, 3, 5])
-    assert (int(found["top_example"][0, 3, 5]), int(found["top_pos"][0, 3, 5])) == (whose["example"][best], whose["pos"][best])
+    assert (int(found["top_example"][0, 3, 5]), int(found["top_pos"][0, 3, 5])) == (
+        whose["example"][best],
+        whose["pos"][best],
+    )
     assert int(found["top_token"][0, 3, 5]) == rows[whose["example"][best]][whose["pos"][best]]
-    assert store.locate(found["top_number"][:, 3, 5].values)["token"].tolist() == found["top_token"][:, 3, 5].values.tolist()
+    assert (
+        store.locate(found["top_number"][:, 3, 5].values)["token"].tolist()
+        == found["top_token"][:, 3, 5].values.tolist()
+    )
 
 
 def test_on_the_way_gives_the_same_without_a_store(store, organism, rows):
@@ -48,7 +67,9 @@ def test_on_the_way_gives_the_same_without_a_store(store, organism, rows):
 def test_on_the_way_of_some_positions(organism, rows):
     from workbench.primitives.read.capture import capture
 
-    found = reduce_activations(organism, rows, ["z", "resid_post"], Moments(), layers=[0, 2], positions=[-1], batch_size=8)
+    found = reduce_activations(
+        organism, rows, ["z", "resid_post"], Moments(), layers=[0, 2], positions=[-1], batch_size=8
+    )
     assert set(found) == {("z", 0), ("z", 2), ("resid_post", 0), ("resid_post", 2)}
     last = capture(organism, rows, ["z"], layers=[2], reduce="last")["z", 2]
     np.testing.assert_allclose(found["z", 2]["mean"], last.double().mean(0), atol=1e-6)

@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.core.errors import BadData, BadSpec
-from workbench.primitives.read.reductions import Covariance, Moments, Projected, Quantiles, Reduction, Together, TopK, load_reduction, project, save_reduction
+from workbench.primitives.read.reductions import (
+    Covariance,
+    Moments,
+    Projected,
+    Quantiles,
+    Reduction,
+    Together,
+    TopK,
+    load_reduction,
+    project,
+    save_reduction,
+)
 
 N, SHAPE = 257, (3, 4)
 DIMS = ("head", "d_head")
@@ -29,7 +40,15 @@ X, NUMBERS = activations(), torch.arange(N)
 
 def everything() -> Together:
     directions = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(9))
-    return Together({"m": Moments(), "c": Covariance(), "t": TopK(4), "q": Quantiles((0.0, 0.1, 0.5, 0.9, 1.0)), "p": Projected(directions, Together({"m": Moments(), "t": TopK(2)}))})
+    return Together(
+        {
+            "m": Moments(),
+            "c": Covariance(),
+            "t": TopK(4),
+            "q": Quantiles((0.0, 0.1, 0.5, 0.9, 1.0)),
+            "p": Projected(directions, Together({"m": Moments(), "t": TopK(2)})),
+        }
+    )
 
 
 def passed(reduction: Reduction, order=None, cuts=()) -> Reduction:
@@ -76,7 +95,10 @@ def test_top_k_of_nan_and_of_ties_at_the_edge():
     values = torch.tensor([[1.0, math.nan], [2.0, 5.0], [2.0, 6.0], [2.0, 7.0]])
     top = TopK(2)
     top.update(values, torch.tensor([3, 2, 1, 0]))
-    assert top.result(("d_model",))["number"].values.tolist() == [[0, 3], [1, 0]], "ties to the earlier; nan is seen first"
+    assert top.result(("d_model",))["number"].values.tolist() == [
+        [0, 3],
+        [1, 0],
+    ], "ties to the earlier; nan is seen first"
 
 
 def test_top_k_of_fewer_tokens_than_k_and_of_signs():
@@ -112,7 +134,9 @@ def test_a_quantile_sketch_does_not_grow_and_clamps():
     assert sketch.result(("d_model",))["quantile"].values[:, 0].tolist() == [0.0, 0.0, 0.0]
     sketch.update(torch.full((1000, 1), 1e30), torch.arange(1000))
     assert sum(t.numel() for t in sketch.state.values()) == size
-    assert float(sketch.result(("d_model",))["quantile"][2, 0]) == pytest.approx(2.0**16, rel=0.02), "the largest it counts"
+    assert float(sketch.result(("d_model",))["quantile"][2, 0]) == pytest.approx(2.0**16, rel=0.02), (
+        "the largest it counts"
+    )
     with pytest.raises(BadData, match="finite"):
         sketch.update(torch.tensor([[math.nan]]), torch.arange(1))
 
@@ -170,7 +194,13 @@ def test_an_empty_batch_is_nothing_and_an_empty_pass_has_no_answer():
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [(TopK(3), TopK(4)), (Moments(), Covariance()), (Quantiles((0.5,)), Quantiles((0.6,))), (Projected(torch.ones(1, 2), Moments()), Projected(torch.zeros(1, 2), Moments())), (Together({"a": Moments()}), Together({"b": Moments()}))],
+    [
+        (TopK(3), TopK(4)),
+        (Moments(), Covariance()),
+        (Quantiles((0.5,)), Quantiles((0.6,))),
+        (Projected(torch.ones(1, 2), Moments()), Projected(torch.zeros(1, 2), Moments())),
+        (Together({"a": Moments()}), Together({"b": Moments()})),
+    ],
     ids=["k", "kinds", "quantiles", "directions", "names"],
 )
 def test_different_measurements_do_not_merge(a, b):
@@ -184,7 +214,11 @@ def test_units_of_another_shape_are_refused():
         moments.update(torch.ones(2, 5), torch.arange(2))
 
 
-@pytest.mark.parametrize("make", [lambda: TopK(0), lambda: Quantiles((1.5,)), lambda: Quantiles(accuracy=0.0), lambda: Quantiles(())], ids=["k", "quantile", "accuracy", "none"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: TopK(0), lambda: Quantiles((1.5,)), lambda: Quantiles(accuracy=0.0), lambda: Quantiles(())],
+    ids=["k", "quantile", "accuracy", "none"],
+)
 def test_settings_that_mean_nothing(make):
     with pytest.raises(BadSpec):
         make()
@@ -198,4 +232,6 @@ def test_a_half_saved_and_merged_elsewhere_is_the_whole(tmp_path):
     back.merge(load_reduction(save_reduction(second, tmp_path / "b.safetensors")))
     assert back.result(DIMS).identical(passed(everything(), cuts=(100,)).result(DIMS))
     asked = load_reduction(save_reduction(everything(), tmp_path / "c.safetensors"))
-    assert passed(asked).result(DIMS).identical(passed(everything()).result(DIMS)), "settings alone, as a worker gets them"
+    assert passed(asked).result(DIMS).identical(passed(everything()).result(DIMS)), (
+        "settings alone, as a worker gets them"
+    )

@@ -1,4 +1,6 @@
-"""A store gives back what was captured, by example and position; it resumes, appends, refuses what does not fit, and names damage."""
+"""A store gives back what was captured, by example and position; it resumes, appends, refuses what does not fit, and
+names damage.
+"""
 
 import errno
 import json
@@ -18,7 +20,18 @@ from workbench.core.progress import Progress
 from workbench.datasets.prompts import read_prompts
 from workbench.models import load
 from workbench.primitives.read.capture import capture
-from workbench.primitives.read.store import BrokenStore, OtherStore, Store, compare_cost, plan_store, reading, repair_store, shards, write_store, writing
+from workbench.primitives.read.store import (
+    BrokenStore,
+    OtherStore,
+    Store,
+    compare_cost,
+    plan_store,
+    reading,
+    repair_store,
+    shards,
+    write_store,
+    writing,
+)
 from workbench.primitives.read.store.parts import cut
 
 LENGTHS = (5, 9, 5, 2, 9, 5, 7, 2, 12, 5, 9, 3)
@@ -49,7 +62,10 @@ def contents(store: Store) -> dict[str, bytes]:
     found = {}
     for path in sorted((store.folder / "shards").glob("*.safetensors")):
         with safe_open(path, framework="pt") as handle:
-            found |= {f"{path.name} {name}": handle.get_tensor(name).flatten().view(torch.uint8).numpy().tobytes() for name in handle.keys()}  # noqa: SIM118
+            found |= {
+                f"{path.name} {name}": handle.get_tensor(name).flatten().view(torch.uint8).numpy().tobytes()
+                for name in handle
+            }
     return found
 
 
@@ -118,11 +134,17 @@ def test_what_lies_together_is_mapped_and_not_copied(store):
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-@pytest.mark.parametrize("chosen", [{}, {"examples": [1, 4, 9]}, {"positions": [0, -1]}], ids=["all", "some examples", "two positions"])
+@pytest.mark.parametrize(
+    "chosen", [{}, {"examples": [1, 4, 9]}, {"positions": [0, -1]}], ids=["all", "some examples", "two positions"]
+)
 def test_batches_give_every_token_once_with_its_own_values(seed, chosen, store):
     wanted = store.read("z", 0, **chosen)
     whose = store.tokens(**chosen)
-    seen = [(int(e), int(p), v) for b in store.batches("z", 0, batch_size=7, seed=seed, **chosen) for e, p, v in zip(b.example, b.pos, b.values, strict=True)]
+    seen = [
+        (int(e), int(p), v)
+        for b in store.batches("z", 0, batch_size=7, seed=seed, **chosen)
+        for e, p, v in zip(b.example, b.pos, b.values, strict=True)
+    ]
     assert len(seen) == len(wanted)
     at = {(e, p): v for e, p, v in seen}
     assert len(at) == len({(e, p) for e, p in zip(whose["example"], whose["pos"], strict=True)})
@@ -149,7 +171,9 @@ def test_a_batch_names_its_tokens(store):
 def test_xarray_reads_only_what_is_selected(store, monkeypatch):
     asked = []
     real = Store.gather
-    monkeypatch.setattr(Store, "gather", lambda self, name, numbers: asked.append((name, len(numbers))) or real(self, name, numbers))
+    monkeypatch.setattr(
+        Store, "gather", lambda self, name, numbers: asked.append((name, len(numbers))) or real(self, name, numbers)
+    )
     lazy = store.lazy("z", 2)
     assert lazy.dims == ("token", "head", "d_head") and lazy.shape == (sum(LENGTHS), 8, 8) and not asked
     part = lazy[10:20:3].isel(head=[1, 4]).isel(d_head=0)
@@ -197,7 +221,9 @@ def test_patterns_of_rows_of_one_length(tmp_path, organism):
 
 
 def test_labels_may_be_missing_and_of_any_plain_kind(tmp_path, organism):
-    labels = pd.DataFrame({"s": ["a", None, "c"] * 4, "x": [1.5, None, 2] * 4, "n": range(12), "b": [True, False, True] * 4})
+    labels = pd.DataFrame(
+        {"s": ["a", None, "c"] * 4, "x": [1.5, None, 2] * 4, "n": range(12), "b": [True, False, True] * 4}
+    )
     small = write(tmp_path / "s", organism, columns=labels)
     assert small.verify().empty and small.examples["s"].isna().tolist() == [False, True, False] * 4
     assert small.examples["n"].tolist() == list(range(12)) and small.tokens([4], [0])["b"].tolist() == [False]
@@ -212,7 +238,9 @@ def test_an_encoder_is_stored_too(tmp_path, tiny_models):
 
 
 def test_tokenised_prompts_bring_columns_and_source(tmp_path, organism):
-    prompts = read_prompts([{"prompt": "river stone lamp", "label": 1}, {"prompt": "salt sand", "label": 0}]).tokenise(organism)
+    prompts = read_prompts([{"prompt": "river stone lamp", "label": 1}, {"prompt": "salt sand", "label": 0}]).tokenise(
+        organism
+    )
     small = write_store(organism, prompts, ["z"], folder=tmp_path / "s")
     assert small.examples["label"].tolist() == [1, 0] and small.about()["sources"][0]["name"] == "a list"
     assert small.tokens([1])["text"].tolist()[-1].strip() == "sand"
@@ -225,11 +253,18 @@ def test_it_says_what_it_holds_without_reading_it(store, monkeypatch):
     monkeypatch.setattr(reading, "safe_open", lambda *a, **k: pytest.fail("a shard was opened"))
     fresh = Store(store.folder)
     about, table = fresh.about(), fresh.table()
-    assert about["sites"] == {"resid_post": [0, 2], "z": [0, 2]} and about["examples"] == len(ROWS) and about["shards"] == about["shards_there"] > 3
+    assert (
+        about["sites"] == {"resid_post": [0, 2], "z": [0, 2]}
+        and about["examples"] == len(ROWS)
+        and about["shards"] == about["shards_there"] > 3
+    )
     assert about["bytes"] == sum(p.stat().st_size for p in (store.folder / "shards").iterdir())
     assert list(zip(table["site"], table["layer"], table["shape"], strict=True))[3] == ("z", 2, (sum(LENGTHS), 8, 8))
     assert "organism:attention-sink" in repr(fresh) and "complete" in repr(fresh)
-    assert fresh.examples["n_tokens"].tolist() == list(LENGTHS) and fresh.examples["label"].tolist() == COLUMNS["label"].tolist()
+    assert (
+        fresh.examples["n_tokens"].tolist() == list(LENGTHS)
+        and fresh.examples["label"].tolist() == COLUMNS["label"].tolist()
+    )
 
 
 def test_the_size_is_known_before(store, organism):
@@ -238,7 +273,11 @@ def test_the_size_is_known_before(store, organism):
     shards_bytes = store.about()["bytes"]
     values = sum(LENGTHS) * 4 * 64 * 4
     assert plan.n_tokens == sum(LENGTHS) and plan.n_shards == len(store.shards)
-    assert values < plan.n_bytes and abs(plan.n_bytes - shards_bytes) < 2500 * plan.n_shards, (plan.n_bytes, shards_bytes, parts)
+    assert values < plan.n_bytes and abs(plan.n_bytes - shards_bytes) < 2500 * plan.n_shards, (
+        plan.n_bytes,
+        shards_bytes,
+        parts,
+    )
     big = plan_store(organism, rows_of(*[40] * 400), SITES, layers=LAYERS)
     assert abs(big.n_bytes / (16000 * 4 * 64 * 4) - 1) < 0.05
     assert f"{plan.n_bytes / 1e6:,.1f} MB in {plan.n_shards} shards" in str(plan)
@@ -247,7 +286,11 @@ def test_the_size_is_known_before(store, organism):
 def test_shards_are_whole_batches_of_rows_sorted_by_length():
     lengths = np.array([4, 2, 4, 4, 2, 9, 4])
     cuts = cut(lengths, None, 2, 9)
-    assert cuts.order.tolist() == [1, 4, 0, 2, 3, 6, 5] and cuts.first_row.tolist() == [0, 2, 4, 6, 7] and cuts.first_token.tolist() == [0, 4, 12, 20, 29]
+    assert (
+        cuts.order.tolist() == [1, 4, 0, 2, 3, 6, 5]
+        and cuts.first_row.tolist() == [0, 2, 4, 6, 7]
+        and cuts.first_token.tolist() == [0, 4, 12, 20, 29]
+    )
     assert cut(lengths, 1, 2, 4).first_token.tolist() == [0, 4, 7]
 
 
@@ -289,11 +332,15 @@ def test_other_rows_are_appended(tmp_path, organism):
         alone = capture(organism, [ROWS[i]], ["z"], layers=[2])["z", 2][0]
         torch.testing.assert_close(both.read("z", 2, examples=[i]), alone, atol=1e-5, rtol=0)
     assert both.read("z", 2, positions=[-1]).shape == (len(ROWS), 8, 8)
-    assert sorted(torch.cat([b.example for b in both.batches("z", 2, seed=0)]).tolist()) == sorted(i for i, n in enumerate(LENGTHS) for _ in range(n))
+    assert sorted(torch.cat([b.example for b in both.batches("z", 2, seed=0)]).tolist()) == sorted(
+        i for i, n in enumerate(LENGTHS) for _ in range(n)
+    )
 
 
 def test_the_same_rows_with_other_columns_are_not_taken_twice(store, organism):
-    with pytest.raises(OtherStore, match=r"already .part 000., with other columns or another source: {'name': 'made here'}"):
+    with pytest.raises(
+        OtherStore, match=r"already .part 000., with other columns or another source: {'name': 'made here'}"
+    ):
         write(store.folder, organism, source={"name": "elsewhere"})
 
 
@@ -323,7 +370,12 @@ def test_the_default_folder_is_found_again_by_what_it_holds(tmp_path, organism, 
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"layers": [1]}, "sites: resid_post.0"), ({"positions": [-1]}, r"positions: all in the store, \[-1\] now"), ({"dtype": "float16"}, "stored dtype: float32"), ({"batch_size": 3}, "batch size: 2 in the store, 3 now")],
+    [
+        ({"layers": [1]}, "sites: resid_post.0"),
+        ({"positions": [-1]}, r"positions: all in the store, \[-1\] now"),
+        ({"dtype": "float16"}, "stored dtype: float32"),
+        ({"batch_size": 3}, "batch size: 2 in the store, 3 now"),
+    ],
     ids=["sites", "positions", "dtype", "batch size"],
 )
 def test_other_settings_are_refused_with_what_differs(change, says, store, organism):
@@ -333,14 +385,21 @@ def test_other_settings_are_refused_with_what_differs(change, says, store, organ
 
 def test_another_model_is_refused_with_what_differs(store, organism):
     with load("organism:attention-sink", untrained_seed=0) as twin:
-        for attempt in (lambda: write(store.folder, twin), lambda: repair_store(store.folder, twin), lambda: store.require(twin), lambda: compare_cost(store, model=twin)):
+        for attempt in (
+            lambda: write(store.folder, twin),
+            lambda: repair_store(store.folder, twin),
+            lambda: store.require(twin),
+            lambda: compare_cost(store, model=twin),
+        ):
             with pytest.raises(OtherStore, match=organism.weights_hash[:8]):
                 attempt()
 
 
 def test_another_version_of_the_code_is_refused(tmp_path, organism, monkeypatch):
     write(tmp_path / "s", organism)
-    monkeypatch.setattr("workbench.primitives.read.store.parts.versions", lambda: {"transformer-lens": "9.9", "transformers": "9.9"})
+    monkeypatch.setattr(
+        "workbench.primitives.read.store.parts.versions", lambda: {"transformer-lens": "9.9", "transformers": "9.9"}
+    )
     with pytest.raises(OtherStore, match=r"transformer-lens version: .* in the store, 9.9 now"):
         write(tmp_path / "s", organism)
 
@@ -382,7 +441,9 @@ def test_no_folder_or_no_store(tmp_path):
 
 def test_a_store_that_will_not_fit_is_refused_before_the_first_forward(tmp_path, organism, monkeypatch):
     need = plan_store(organism, ROWS, SITES, **HOW).n_bytes
-    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(0, 0, need - 1))
+    monkeypatch.setattr(
+        writing.shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(0, 0, need - 1)
+    )
     progress = Stopping()
     with pytest.raises(NoRoom, match=r"are free in .*reduce on the way"):
         write(tmp_path / "s", organism, progress=progress)
@@ -414,13 +475,17 @@ def test_a_disk_that_fills_up_keeps_the_shards_before(tmp_path, organism, monkey
         write(tmp_path / "s", organism, columns=COLUMNS, source={"name": "made here"})
     monkeypatch.undo()
     part = Store(tmp_path / "s")
-    assert 0 < part.about()["shards_there"] < len(part.shards) and not list((tmp_path / "s" / "shards").glob("*.partial"))
+    assert 0 < part.about()["shards_there"] < len(part.shards) and not list(
+        (tmp_path / "s" / "shards").glob("*.partial")
+    )
     assert contents(write(tmp_path / "s", organism, columns=COLUMNS, source={"name": "made here"})) == contents(store)
 
 
 def test_the_kernels_own_refusal_is_the_same_error(tmp_path, organism):
     """No simulation: a limit on the size of files, which the kernel answers as it does a full quota."""
-    resource = pytest.importorskip("resource", reason="the limit on file sizes is set with the module resource: runs on Linux and macOS")
+    resource = pytest.importorskip(
+        "resource", reason="the limit on file sizes is set with the module resource: runs on Linux and macOS"
+    )
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -474,7 +539,12 @@ def test_a_broken_shard_is_named_and_made_again(how, copy, organism, store):
     part, number = copy.shards[1]
     path = part.shard_path(number)
     data = path.read_bytes()
-    changed = {"shortened": data[:-10], "emptied": b"", "another shard's bytes": copy.shards[2][0].shard_path(2).read_bytes(), "not a file of ours": b"hello world, hello"}
+    changed = {
+        "shortened": data[:-10],
+        "emptied": b"",
+        "another shard's bytes": copy.shards[2][0].shard_path(2).read_bytes(),
+        "not a file of ours": b"hello world, hello",
+    }
     path.unlink() if how == "removed" else path.write_bytes(changed[how])
     found = copy.verify()
     assert found["piece"].tolist() == [path.name] and found["is_damaged"].tolist() == [how != "removed"]
@@ -551,7 +621,11 @@ def test_what_a_killed_writer_leaves_is_taken_over(copy, organism, store):
     path.with_suffix(".partial").write_bytes(b"half of something" * 5000)
     (copy.folder / "parts" / ".001.parquet.dead.tmp").write_bytes(b"half a part")
     again = write(copy.folder, organism, columns=COLUMNS, source={"name": "made here"})
-    assert again.is_complete and contents(again) == contents(store) and not list((copy.folder / "shards").glob("*.partial"))
+    assert (
+        again.is_complete
+        and contents(again) == contents(store)
+        and not list((copy.folder / "shards").glob("*.partial"))
+    )
 
 
 def test_a_shard_that_another_writer_holds_is_waited_for(copy, organism):

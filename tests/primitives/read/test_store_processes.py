@@ -38,7 +38,13 @@ print(json.dumps(made))
 def start(folder: Path) -> subprocess.Popen:
     """A writer that waits for `go`."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", WRITER, folder, json.dumps(HOW)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, folder, json.dumps(HOW)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def go(*writers: subprocess.Popen) -> None:
@@ -55,7 +61,11 @@ def write(folder: Path, organism, **more) -> Store:
 
 
 def contents(store: Store) -> dict[str, torch.Tensor]:
-    return {f"{path.name} {name}": t for path in (p.shard_path(n) for p, n in store.shards) for name, t in load_all(path).items()}
+    return {
+        f"{path.name} {name}": t
+        for path in (p.shard_path(n) for p, n in store.shards)
+        for name, t in load_all(path).items()
+    }
 
 
 def load_all(path: Path) -> dict[str, torch.Tensor]:
@@ -81,7 +91,10 @@ def test_killed_in_mid_shard_it_loses_one_shard_and_goes_on(tmp_path, organism, 
     writer = start(folder)
     go(writer)
     deadline = time.monotonic() + 300
-    while not (len(list(folder.glob("shards/*.safetensors"))) >= 3 and any(p.stat().st_size > 0 for p in folder.glob("shards/*.partial"))):
+    while not (
+        len(list(folder.glob("shards/*.safetensors"))) >= 3
+        and any(p.stat().st_size > 0 for p in folder.glob("shards/*.partial"))
+    ):
         assert writer.poll() is None and time.monotonic() < deadline, "the writer ended before it could be killed"
     writer.send_signal(signal.SIGKILL)
     assert writer.wait() == -signal.SIGKILL
@@ -106,6 +119,8 @@ def test_two_processes_write_one_store_at_once(tmp_path, whole):
     go(*writers)
     made = [json.loads(writer.communicate(timeout=300)[0].splitlines()[-1]) for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0]
-    assert sorted(made[0] + made[1]) == list(range(len(whole.shards))) and made[0] and made[1], "each shard is made once, and both worked"
+    assert sorted(made[0] + made[1]) == list(range(len(whole.shards))) and made[0] and made[1], (
+        "each shard is made once, and both worked"
+    )
     both = Store(folder)
     assert len(both.parts) == 1 and both.verify().empty and same(both, whole)

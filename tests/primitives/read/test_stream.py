@@ -1,4 +1,6 @@
-"""Streamed activations equal captured ones, only the blocks that are needed run, and bad rows are refused before the first forward."""
+"""Streamed activations equal captured ones, only the blocks that are needed run, and bad rows are refused before the
+first forward.
+"""
 
 import pytest
 import torch
@@ -16,7 +18,10 @@ def rows_of(*lengths: int, seed: int = 1) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def models(tiny_models):
-    return {family: load(str(tiny_models[family])) for family in ("gpt2", "llama", "mixtral", "opt", "bert", "bert_classifier")}
+    return {
+        family: load(str(tiny_models[family]))
+        for family in ("gpt2", "llama", "mixtral", "opt", "bert", "bert_classifier")
+    }
 
 
 def joined(model, rows, sites, layers=None, **how):
@@ -25,7 +30,9 @@ def joined(model, rows, sites, layers=None, **how):
     found = {key: {} for key in keys}
     for piece in stream(model, rows, keys, **how):
         for key, values in piece.values.items():
-            for i, row in zip(piece.index.tolist(), values.reshape(len(piece.index), -1, *values.shape[1:]), strict=True):
+            for i, row in zip(
+                piece.index.tolist(), values.reshape(len(piece.index), -1, *values.shape[1:]), strict=True
+            ):
                 found[key][i] = row
     return found
 

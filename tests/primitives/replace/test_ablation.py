@@ -13,7 +13,11 @@ from workbench.models.model import Model
 from workbench.primitives.read.capture import capture
 from workbench.primitives.replace.ablation import UNITS, ablate, reference_mean
 
-O_PROJECTION = {"gpt2": "attn.c_proj", "neox": "attention.dense", "opt": "self_attn.out_proj"}  # the others: self_attn.o_proj
+O_PROJECTION = {
+    "gpt2": "attn.c_proj",
+    "neox": "attention.dense",
+    "opt": "self_attn.out_proj",
+}  # the others: self_attn.o_proj
 MLP_OUTPUT = {"gpt2": "mlp.c_proj", "neox": "mlp.dense_4h_to_h", "opt": "fc2"}  # the others: mlp.down_proj
 LAYERS, HEADS, D_HEAD, D_MLP = 2, 4, 8, {"gpt2": 128}
 
@@ -55,14 +59,25 @@ def none(n_units: int = HEADS) -> torch.Tensor:
 # ---- nothing, everything, one ----
 
 
-@pytest.mark.parametrize("site", ["z", "q", "k", "v", "pattern", "attn_scores", "mlp_post", "attn_out", "mlp_out", "resid_pre"])
+@pytest.mark.parametrize(
+    "site", ["z", "q", "k", "v", "pattern", "attn_scores", "mlp_post", "attn_out", "mlp_out", "resid_pre"]
+)
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_an_empty_mask_changes_no_bit(family, site, pairs):
     _, model = pairs[family]
-    n_units = {"head": HEADS, "kv_head": model.n_kv_heads, "d_mlp": D_MLP.get(family, 64)}[UNITS[site]] if site in UNITS else 1
+    n_units = (
+        {"head": HEADS, "kv_head": model.n_kv_heads, "d_mlp": D_MLP.get(family, 64)}[UNITS[site]]
+        if site in UNITS
+        else 1
+    )
     done = ablate(model, ids(), none(n_units), site=site)
     assert torch.equal(done.output, model.forward(ids()))
-    assert (done.report.n_replaced, done.report.effect, done.report.warnings, done.report.firings) == (0, 0.0, [], LAYERS)
+    assert (done.report.n_replaced, done.report.effect, done.report.warnings, done.report.firings) == (
+        0,
+        0.0,
+        [],
+        LAYERS,
+    )
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -99,7 +114,10 @@ def test_each_neuron_is_the_neuron_it_says(family, pairs):
     assert done.report.n_replaced == 3 * int(mask.sum())
 
 
-@pytest.mark.parametrize(("site", "parts", "other"), [("attn_out", O_PROJECTION, "self_attn.o_proj"), ("mlp_out", MLP_OUTPUT, "mlp.down_proj")])
+@pytest.mark.parametrize(
+    ("site", "parts", "other"),
+    [("attn_out", O_PROJECTION, "self_attn.o_proj"), ("mlp_out", MLP_OUTPUT, "mlp.down_proj")],
+)
 @pytest.mark.parametrize("family", ["gpt2", "neox", "llama", "opt", "qwen2"])
 def test_a_whole_site_goes_with_its_bias(family, site, parts, other, pairs):
     module, model = pairs[family]
@@ -122,12 +140,16 @@ def test_a_value_head_feeds_its_group_of_query_heads(family, pairs):
 def test_zeroing_the_pattern_equals_zeroing_the_output(family, pairs):
     _, model = pairs[family]
     mask = torch.tensor([[True, False, True, False], [False, False, True, True]])
-    torch.testing.assert_close(ablate(model, ids(), mask, site="pattern").output, ablate(model, ids(), mask).output, atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        ablate(model, ids(), mask, site="pattern").output, ablate(model, ids(), mask).output, atol=2e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("family", ["opt", "bert_classifier", "vit"])
 def test_a_pattern_that_cannot_be_edited_is_never_taken_for_an_ablation(family, tiny_models):
-    """These run transformers' own attention: if an edit of the pattern does not reach the output, the report must say so."""
+    """These run transformers' own attention: if an edit of the pattern does not reach the output, the report must
+    say so.
+    """
     model, tokens = load(str(tiny_models[family])), torch.rand(3, 1, 8, 8) if family == "vit" else ids()
     try:
         done = ablate(model, tokens, ~none(), site="pattern")
@@ -154,7 +176,11 @@ def test_W_O_maps_head_outputs_to_what_attention_writes(family, pairs):
     module, model = pairs[family]
     taken = capture(model, ids().tolist(), ["z", "attn_out"])
     for layer in range(LAYERS):
-        (name,) = [n for n, _ in module.named_modules() if n.endswith(f"{layer}.{O_PROJECTION.get(family, 'self_attn.o_proj')}")]
+        (name,) = [
+            n
+            for n, _ in module.named_modules()
+            if n.endswith(f"{layer}.{O_PROJECTION.get(family, 'self_attn.o_proj')}")
+        ]
         bias = getattr(module.get_submodule(name), "bias", None)
         written = torch.einsum("bphd,hdm->bpm", taken["z", layer], model.W_O(layer)) + (0 if bias is None else bias)
         if family == "gemma2":  # a norm stands between the projection and the stream
@@ -198,7 +224,12 @@ def test_padding_changes_neither_output_nor_effect(family, side, pairs):
 
 
 def test_heads_outside_the_language_model_are_ablated_too(tiny_models):
-    for family, tokens in (("bert_classifier", ids()), ("llama_classifier", ids()), ("bert", ids()), ("vit", torch.rand(3, 1, 8, 8))):
+    for family, tokens in (
+        ("bert_classifier", ids()),
+        ("llama_classifier", ids()),
+        ("bert", ids()),
+        ("vit", torch.rand(3, 1, 8, 8)),
+    ):
         done = ablate(load(str(tiny_models[family])), tokens, ~none())
         assert done.report.effect > 0, family
         assert done.report.n_replaced == 3 * LAYERS * HEADS
@@ -216,7 +247,9 @@ def test_mean_ablation_writes_the_mean_of_the_reference(site, pairs):
         torch.testing.assert_close(reference[layer], own[site, layer].mean((0, 1)), atol=1e-6, rtol=0)
     n_units = {"z": HEADS, "mlp_post": 128, "attn_out": 1}[site]
     mask = torch.tensor([[False], [True]]).expand(LAYERS, n_units)
-    wanted = model.forward(ids(), hook_fns=[(model.hook_name(site, 1), lambda tensor, hook: reference[1].expand_as(tensor))])
+    wanted = model.forward(
+        ids(), hook_fns=[(model.hook_name(site, 1), lambda tensor, hook: reference[1].expand_as(tensor))]
+    )
     assert torch.equal(ablate(model, ids(), mask, site=site, value="mean", reference=reference).output, wanted)
 
 
@@ -254,7 +287,10 @@ def test_resampling_patches_in_one_reference_row_per_input(pairs):
             return new
 
         by_row.append(model.forward(ids(6), hook_fns=[(model.hook_name("z", 1), put)]))
-    outputs = [ablate(model, ids(6), mask, value="resample", reference={1: reference}, layers=[1], seed=seed).output for seed in (0, 0, 1)]
+    outputs = [
+        ablate(model, ids(6), mask, value="resample", reference={1: reference}, layers=[1], seed=seed).output
+        for seed in (0, 0, 1)
+    ]
     for output in outputs:
         for i in range(6):
             assert any(torch.allclose(output[i], candidate[i], atol=1e-6) for candidate in by_row)

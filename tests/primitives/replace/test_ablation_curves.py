@@ -1,4 +1,6 @@
-"""Ablation curves: what is replaced is what was asked for, counts are exact, ends are known, curves resume, the known circuit is found."""
+"""Ablation curves: what is replaced is what was asked for, counts are exact, ends are known, curves resume, the
+known circuit is found.
+"""
 
 import numpy as np
 import pytest
@@ -50,7 +52,9 @@ def test_no_unit_is_the_untouched_model_and_every_unit_moves_it(gpt2, kind):
     found = bench(gpt2, UNEQUAL, kind=kind)
     metric = sequence_loss(UNEQUAL)
     for i, row in enumerate(UNEQUAL):
-        assert found.clean[i] == pytest.approx(metric(gpt2.forward(torch.tensor([row])), torch.tensor([i])).item(), abs=1e-5)
+        assert found.clean[i] == pytest.approx(
+            metric(gpt2.forward(torch.tensor([row])), torch.tensor([i])).item(), abs=1e-5
+        )
     nothing, everything = found.run(masked(found)), found.run(np.ones(found.shape, bool))
     np.testing.assert_array_equal(nothing.value, found.clean)
     assert (nothing.firings, nothing.n_replaced, nothing.effect) == (0, 0, 0.0)
@@ -58,7 +62,9 @@ def test_no_unit_is_the_untouched_model_and_every_unit_moves_it(gpt2, kind):
     assert not np.allclose(everything.value, found.clean)
 
 
-@pytest.mark.parametrize(("kind", "site", "width"), [("heads", "z", 4), ("neurons", "mlp_post", 128)], ids=["heads", "neurons"])
+@pytest.mark.parametrize(
+    ("kind", "site", "width"), [("heads", "z", 4), ("neurons", "mlp_post", 128)], ids=["heads", "neurons"]
+)
 def test_zeroed_units_are_those_of_ablate(gpt2, kind, site, width):
     found = bench(gpt2, kind=kind, batch_size=2)
     assert found.shape == (2, width)
@@ -66,7 +72,9 @@ def test_zeroed_units_are_those_of_ablate(gpt2, kind, site, width):
     wanted = sequence_loss(ROWS)(ablate(gpt2, torch.tensor(ROWS), torch.from_numpy(mask), site=site).output)
     done = found.run(mask)
     np.testing.assert_allclose(done.value, wanted, atol=1e-5)
-    assert done.n_replaced == mask.sum() * 5 and done.firings == int(mask.any(1).sum()) * 3  # three batches of at most two
+    assert (
+        done.n_replaced == mask.sum() * 5 and done.firings == int(mask.any(1).sum()) * 3
+    )  # three batches of at most two
 
 
 @pytest.mark.parametrize("kind", ["layers", "norms"])
@@ -78,7 +86,9 @@ def test_zeroed_places_are_modules_that_return_zero(tiny_models, gpt2, kind, uni
     module = AutoModelForCausalLM.from_pretrained(tiny_models["gpt2"]).eval()
     block = module.transformer.h[1]
     part = {"layers": (block.attn, block.mlp), "norms": (block.ln_1, block.ln_2)}[kind][unit]
-    handle = part.register_forward_hook(lambda m, args, out: (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out))
+    handle = part.register_forward_hook(
+        lambda m, args, out: (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
+    )
     with torch.no_grad():
         wanted = sequence_loss(ROWS)(module(torch.tensor(ROWS)).logits)
     handle.remove()
@@ -102,7 +112,9 @@ def test_the_mean_is_over_all_tokens_of_all_prompts(gpt2, kind):
         torch.testing.assert_close(found._given[0][name], wanted, atol=1e-5, rtol=1e-4)
     if kind == "heads":
         mask, reference = np.ones(found.shape, bool), reference_mean(gpt2, torch.tensor(ROWS))
-        wanted = sequence_loss(ROWS)(ablate(gpt2, torch.tensor(ROWS), torch.from_numpy(mask), value="mean", reference=reference).output)
+        wanted = sequence_loss(ROWS)(
+            ablate(gpt2, torch.tensor(ROWS), torch.from_numpy(mask), value="mean", reference=reference).output
+        )
         np.testing.assert_allclose(bench(gpt2, kind=kind, value="mean").run(mask).value, wanted, atol=1e-5)
 
 
@@ -121,7 +133,10 @@ def test_resampling_takes_another_prompt_of_the_same_length_never_the_own(gpt2, 
     name = found.places[layer][0 if kind in ("heads", "neurons") else unit]
     for i, row in enumerate(rows):
         there = {}
-        gpt2.forward(torch.tensor([rows[twin[i]]]), hook_fns=[(name, lambda tensor, hook, there=there: there.update(v=tensor.clone()))])
+        gpt2.forward(
+            torch.tensor([rows[twin[i]]]),
+            hook_fns=[(name, lambda tensor, hook, there=there: there.update(v=tensor.clone()))],
+        )
 
         def put(tensor, hook, there=there):
             new = tensor.clone()
@@ -148,7 +163,11 @@ def test_a_prompt_without_a_twin_cannot_be_resampled(gpt2):
 def test_what_did_not_fire_is_an_error(gpt2, monkeypatch):
     found = bench(gpt2, kind="norms")
     forward = type(gpt2).forward
-    monkeypatch.setattr(type(gpt2), "forward", lambda self, tokens, *, hook_fns=(), **o: forward(self, tokens, hook_fns=list(hook_fns)[1:], **o))
+    monkeypatch.setattr(
+        type(gpt2),
+        "forward",
+        lambda self, tokens, *, hook_fns=(), **o: forward(self, tokens, hook_fns=list(hook_fns)[1:], **o),
+    )
     with pytest.raises(NotFired, match=r"5 entries were replaced .* where 2 units on 5 prompts"):
         found.run(masked(found, (0, 0), (1, 1)))
 
@@ -190,7 +209,9 @@ def test_sizes_are_means_over_tokens(gpt2, kind):
 def test_effects_are_those_of_single_ablations_and_keep_what_a_cancel_leaves(gpt2):
     found = bench(gpt2)
     effects = unit_effects(found)
-    assert float(effects[1, 2]) == pytest.approx(abs(float((found.run(masked(found, (1, 2))).value - found.clean).mean())), rel=1e-5)
+    assert float(effects[1, 2]) == pytest.approx(
+        abs(float((found.run(masked(found, (1, 2))).value - found.clean).mean())), rel=1e-5
+    )
 
     class Three(Progress):
         def show(self):
@@ -205,7 +226,9 @@ def test_effects_are_those_of_single_ablations_and_keep_what_a_cancel_leaves(gpt
 def test_head_scores_are_means_over_prompts_of_any_length(gpt2):
     found = bench(gpt2, UNEQUAL, batch_size=2)
     score = score_units(found, "awft").data["score"]
-    each = np.stack([capture(gpt2, [row], ["pattern"], layers=[1])["pattern", 1][0, :, :, 0].mean(-1) for row in UNEQUAL])
+    each = np.stack(
+        [capture(gpt2, [row], ["pattern"], layers=[1])["pattern", 1][0, :, :, 0].mean(-1) for row in UNEQUAL]
+    )
     np.testing.assert_allclose(score.sel(layer=1), each.mean(0), atol=1e-5)
     assert score.attrs["long_name"] == "First-token weight"
 
@@ -215,7 +238,10 @@ def test_every_score_ranks_all_heads_and_orders_a_curve(gpt2, by):
     found = bench(gpt2)
     result = score_units(found, by)
     assert result.data["score"].shape == (2, 4) and not result.partial and np.isfinite(result.data["score"]).all()
-    assert ablation_curve(found, result.data["score"], shares=(0, 0.5), n_random=1).provenance.spec["score"] == result.data["score"].attrs["long_name"]
+    assert (
+        ablation_curve(found, result.data["score"], shares=(0, 0.5), n_random=1).provenance.spec["score"]
+        == result.data["score"].attrs["long_name"]
+    )
 
 
 def test_a_score_that_is_none_is_refused(gpt2):
@@ -345,8 +371,8 @@ def test_units_nothing_reads_give_a_warning(gpt2):
 
 
 def test_previous_token_heads_stand_in_for_each_other_and_nothing_for_both(model):
-    """Either head that copies the previous word can go; without both, induction is gone, and random pairs cost less on average
-    (single ones do not: a pair with another head that matters is as bad)."""
+    """Either head that copies the previous word can go; without both, induction is gone, and random pairs cost less on
+    average (single ones do not: a pair with another head that matters is as bad)."""
     from workbench.datasets.repeated_words import RepeatedWords
 
     rows = RepeatedWords(shortest=6, longest=8).sample(12, 24, np.random.default_rng(1)).tolist()

@@ -1,4 +1,6 @@
-"""Changes of modules: planted updates are found with their rank, size and angles; noise is at chance; what does not correspond is refused."""
+"""Changes of modules: planted updates are found with their rank, size and angles; noise is at chance; what does not
+correspond is refused.
+"""
 
 import copy
 
@@ -66,9 +68,17 @@ def test_a_planted_update_is_found_with_its_size_rank_spectrum_and_angles(low_ra
     np.testing.assert_allclose(spectrum["weights"], singular_of_matrix(weight).values)
     assert (spectrum["change"].to_numpy()[2:] < float(cell.rounding)).all() and len(spectrum) == 32
     weights = singular_of_matrix(weight)
-    for side, one, other in (("right", whole.right_basis(2), weights.right_basis(2)), ("left", whole.left_basis(2), weights.left_basis(2))):
-        np.testing.assert_allclose(cell.angle.sel(against="weights", side=side), np.degrees(np.sort(subspace_angles(one, other))), atol=0.01)
-    assert float(cell.expected_overlap.sel(side="right")) == 2 / 32 and float(cell.expected_overlap.sel(side="left")) == 2 / 64
+    for side, one, other in (
+        ("right", whole.right_basis(2), weights.right_basis(2)),
+        ("left", whole.left_basis(2), weights.left_basis(2)),
+    ):
+        np.testing.assert_allclose(
+            cell.angle.sel(against="weights", side=side), np.degrees(np.sort(subspace_angles(one, other))), atol=0.01
+        )
+    assert (
+        float(cell.expected_overlap.sel(side="right")) == 2 / 32
+        and float(cell.expected_overlap.sel(side="left")) == 2 / 64
+    )
 
 
 def test_nothing_else_has_moved(low_rank):
@@ -81,9 +91,16 @@ def test_nothing_else_has_moved(low_rank):
 
 def test_modules_are_named_as_in_the_checkpoint_and_what_lies_outside_the_blocks_is_listed(low_rank):
     _, _, found = low_rank
-    assert found.data.module.values[:2].tolist() == ["self_attn.q_proj", "self_attn.k_proj"] and found.data.layer.values.tolist() == [0, 1]
+    assert found.data.module.values[:2].tolist() == [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+    ] and found.data.layer.values.tolist() == [0, 1]
     table = found.tables["parameters"]
-    assert set(table[table.layer == -1].parameter) == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    assert set(table[table.layer == -1].parameter) == {
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    }
     assert len(table) == len(found.data.layer) * len(found.data.module) + 3
 
 
@@ -92,19 +109,34 @@ def test_an_update_along_the_weights_own_directions_has_no_angle_to_them(base):
     own = singular_of_matrix(weight)
     reads = torch.as_tensor(own.right_basis(3))
     tuned = planted(base, {(0, UP): 0.05 * factors(3, 64, 32, 4)[1].double() @ reads.T})
-    found = module_changes(load(copy.deepcopy(base), tokenizer=False), load(tuned, tokenizer=False), k=3).data.sel(layer=0, module=UP)
+    found = module_changes(load(copy.deepcopy(base), tokenizer=False), load(tuned, tokenizer=False), k=3).data.sel(
+        layer=0, module=UP
+    )
     assert float(found.overlap.sel(against="weights", side="right")) == pytest.approx(1, abs=1e-4)
-    assert float(found.overlap.sel(against="weights", side="left")) < float(found.chance_overlap_high.sel(side="left")) * 1.5
+    assert (
+        float(found.overlap.sel(against="weights", side="left"))
+        < float(found.chance_overlap_high.sel(side="left")) * 1.5
+    )
     assert float(found.mean_angle.sel(against="weights", side="right")) < 1
 
 
 def test_a_random_change_is_at_chance(base):
     """The control: a change that knows nothing of the weights leaves the band in about one cell of twenty."""
-    shapes = {(layer, name): part.weight.shape for layer in (0, 1) for name, part in base.model.layers[layer].named_modules() if type(part).__name__ == "Linear"}
+    shapes = {
+        (layer, name): part.weight.shape
+        for layer in (0, 1)
+        for name, part in base.model.layers[layer].named_modules()
+        if type(part).__name__ == "Linear"
+    }
     outside, total = 0, 0
     for seed in range(4):
-        noise = {place: 0.01 * torch.randn(shape, generator=torch.Generator().manual_seed(100 * seed + i)) for i, (place, shape) in enumerate(shapes.items())}
-        data = module_changes(load(copy.deepcopy(base), tokenizer=False), load(planted(base, noise), tokenizer=False), k=3, seed=seed).data
+        noise = {
+            place: 0.01 * torch.randn(shape, generator=torch.Generator().manual_seed(100 * seed + i))
+            for i, (place, shape) in enumerate(shapes.items())
+        }
+        data = module_changes(
+            load(copy.deepcopy(base), tokenizer=False), load(planted(base, noise), tokenizer=False), k=3, seed=seed
+        ).data
         measured = data["overlap"].sel(against="weights").where(data["rank"].notnull())
         outside += int(((measured > data["chance_overlap_high"]) | (measured < data["chance_overlap_low"])).sum())
         total += int(measured.notnull().sum())
@@ -115,21 +147,30 @@ def test_a_third_checkpoint_gives_the_cosine_and_the_overlap_of_two_changes_and_
     A, B = factors(4, 64, 32, 1)
     _, other_B = factors(4, 64, 32, 2)
     one, other = 0.02 * B @ A, 0.02 * other_B @ A
-    models = [load(m, tokenizer=False) for m in (copy.deepcopy(base), planted(base, {(1, UP): one}), planted(base, {(1, UP): other}))]
+    models = [
+        load(m, tokenizer=False)
+        for m in (copy.deepcopy(base), planted(base, {(1, UP): one}), planted(base, {(1, UP): other}))
+    ]
     found = module_changes(*models, k=2)
     cell = found.data.sel(layer=1, module=UP)
     assert float(cell.cosine_changes) == pytest.approx(float((one * other).sum() / one.norm() / other.norm()), abs=1e-3)
-    expected = np.square(singular_of_factors(A, B).right_basis(2).T @ singular_of_factors(A, other_B).right_basis(2)).sum() / 2
+    expected = (
+        np.square(singular_of_factors(A, B).right_basis(2).T @ singular_of_factors(A, other_B).right_basis(2)).sum() / 2
+    )
     assert float(cell.overlap.sel(against="other change", side="right")) == pytest.approx(expected, abs=1e-3)
     assert float(cell.same_space_floor) == 2 / 4 and float(cell.expected_overlap.sel(side="right")) == 2 / 32
     assert np.isnan(found.data.cosine_changes.sel(layer=0, module=UP))
     same = module_changes(models[0], models[1], models[1], k=2).data.sel(layer=1, module=UP)
-    assert float(same.cosine_changes) == pytest.approx(1) and float(same.overlap.sel(against="other change", side="left")) == pytest.approx(1)
+    assert float(same.cosine_changes) == pytest.approx(1) and float(
+        same.overlap.sel(against="other change", side="left")
+    ) == pytest.approx(1)
 
 
 def test_full_rank_changes_have_no_shared_start_to_allow_for(base):
     noise = [{(0, UP): 0.01 * torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))} for seed in (1, 2)]
-    found = module_changes(load(copy.deepcopy(base), tokenizer=False), *(load(planted(base, n), tokenizer=False) for n in noise), k=2)
+    found = module_changes(
+        load(copy.deepcopy(base), tokenizer=False), *(load(planted(base, n), tokenizer=False) for n in noise), k=2
+    )
     assert np.isnan(found.data.same_space_floor).all()
 
 
@@ -137,19 +178,41 @@ def test_inputs_and_outputs_keep_their_side_where_weights_are_stored_the_other_w
     torch.manual_seed(0)
     module = FAMILIES["gpt2"]()
     twin = copy.deepcopy(module)
-    twin.transformer.h[0].mlp.c_fc.weight.data[5] += 0.3 * torch.randn(128, generator=torch.Generator().manual_seed(1))  # [in, out]: input 5
-    cell = module_changes(load(module, tokenizer=False), load(twin, tokenizer=False), k=1).data.sel(layer=0, module="mlp.c_fc")
-    assert int(cell["rank"]) == 1 and float(cell.expected_overlap.sel(side="right")) == expected_overlap(1, 32) and float(cell.expected_overlap.sel(side="left")) == expected_overlap(1, 128)
+    twin.transformer.h[0].mlp.c_fc.weight.data[5] += 0.3 * torch.randn(
+        128, generator=torch.Generator().manual_seed(1)
+    )  # [in, out]: input 5
+    cell = module_changes(load(module, tokenizer=False), load(twin, tokenizer=False), k=1).data.sel(
+        layer=0, module="mlp.c_fc"
+    )
+    assert (
+        int(cell["rank"]) == 1
+        and float(cell.expected_overlap.sel(side="right")) == expected_overlap(1, 32)
+        and float(cell.expected_overlap.sel(side="left")) == expected_overlap(1, 128)
+    )
     weight = module.transformer.h[0].mlp.c_fc._original_component.weight.detach()
-    assert float(cell.overlap.sel(against="weights", side="right")) == pytest.approx(float(singular_of_matrix(weight.T).right[5, 0] ** 2), abs=1e-4)
+    assert float(cell.overlap.sel(against="weights", side="right")) == pytest.approx(
+        float(singular_of_matrix(weight.T).right[5, 0] ** 2), abs=1e-4
+    )
 
 
 def test_a_change_of_rounding_size_has_no_directions(base):
     a = load(copy.deepcopy(base), tokenizer=False)
-    jitter = planted(base, {(0, UP): base.model.layers[0].mlp.up_proj.weight.detach() * 1e-7 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))})
+    jitter = planted(
+        base,
+        {
+            (0, UP): (
+                base.model.layers[0].mlp.up_proj.weight.detach()
+                * 1e-7
+                * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+            )
+        },
+    )
     found = module_changes(a, load(jitter, tokenizer=False), k=2)
     assert float(found.data.change.sel(layer=0, module=UP)) > 0 and int(found.data["rank"].sel(layer=0, module=UP)) == 0
-    assert np.isnan(found.data.overlap).all() and "1 of 1 changed matrices have fewer than 2 directions above rounding" in found.warnings[0]
+    assert (
+        np.isnan(found.data.overlap).all()
+        and "1 of 1 changed matrices have fewer than 2 directions above rounding" in found.warnings[0]
+    )
 
 
 def test_half_precision_checkpoints_raise_the_floor(base):
@@ -163,7 +226,11 @@ def test_half_precision_checkpoints_raise_the_floor(base):
 def test_a_model_and_itself_have_nothing_between_them(base):
     model = load(copy.deepcopy(base), tokenizer=False)
     found = module_changes(model, model)
-    assert not found.data.relative.any() and np.isnan(found.data.overlap).all() and found.warnings[0].startswith("no parameter differs")
+    assert (
+        not found.data.relative.any()
+        and np.isnan(found.data.overlap).all()
+        and found.warnings[0].startswith("no parameter differs")
+    )
 
 
 def test_vectors_and_experts_have_norms_and_no_spectrum(tiny_models):
@@ -172,7 +239,9 @@ def test_vectors_and_experts_have_norms_and_no_spectrum(tiny_models):
     next(p for n, p in experts.items() if "experts.down_proj" in n and ".0." in n).data.mul_(1.1)
     found = module_changes(a, b, k=2)
     assert float(found.data.relative.sel(layer=0, module="mlp.experts.down_proj")) == pytest.approx(0.1, rel=1e-3)
-    assert np.isnan(found.data["rank"].sel(layer=0, module="mlp.experts.down_proj")) and "mlp.experts.down_proj" not in set(found.tables["spectrum"].module)
+    assert np.isnan(
+        found.data["rank"].sel(layer=0, module="mlp.experts.down_proj")
+    ) and "mlp.experts.down_proj" not in set(found.tables["spectrum"].module)
 
 
 def test_what_does_not_correspond_is_refused_saying_where(base):
@@ -201,7 +270,10 @@ class StopAfter(Progress):
 
 
 def test_cancelled_it_keeps_all_norms_and_the_matrices_it_reached_and_survives_the_disk(base, tmp_path):
-    tuned = planted(base, {(layer, UP): 0.01 * torch.randn(64, 32, generator=torch.Generator().manual_seed(layer)) for layer in (0, 1)})
+    tuned = planted(
+        base,
+        {(layer, UP): 0.01 * torch.randn(64, 32, generator=torch.Generator().manual_seed(layer)) for layer in (0, 1)},
+    )
     models = load(copy.deepcopy(base), tokenizer=False), load(tuned, tokenizer=False)
     found = module_changes(*models, k=2, progress=StopAfter(7))
     assert found.partial and found.data.relative.notnull().all()

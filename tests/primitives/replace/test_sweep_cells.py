@@ -1,4 +1,6 @@
-"""Sweeps of a list of cells: equal to TransformerLens's index_df and to the same cells of a whole sweep, resumed, drawn, refused."""
+"""Sweeps of a list of cells: equal to TransformerLens's index_df and to the same cells of a whole sweep, resumed,
+drawn, refused.
+"""
 
 # ruff: noqa: F401, F811 - fixtures of another file
 
@@ -26,16 +28,30 @@ def test_equal_to_transformer_lens_with_the_same_index(models, pair, family):
     model, (clean, corrupted) = models[family], pair
     cache = model.live.run_with_cache(clean)[1]
     index = pd.DataFrame(HEADS, columns=["layer", "pos", "head"])
-    theirs = patching.generic_activation_patch(model.live, corrupted, cache, lambda logits: METRIC(logits).mean(), patching.layer_pos_head_vector_patch_setter, "z", index_df=index)
+    theirs = patching.generic_activation_patch(
+        model.live,
+        corrupted,
+        cache,
+        lambda logits: METRIC(logits).mean(),
+        patching.layer_pos_head_vector_patch_setter,
+        "z",
+        index_df=index,
+    )
     ours = denoise(model, clean, corrupted, METRIC, site="z", axes=("pos", "unit"), cells=HEADS)
     np.testing.assert_allclose(ours.data["value"].mean("example"), theirs.detach(), atol=1e-4)
-    assert [tuple(int(v) for v in row) for row in zip(ours.data["layer"], ours.data["pos"], ours.data["head"], strict=True)] == HEADS
+    assert [
+        tuple(int(v) for v in row) for row in zip(ours.data["layer"], ours.data["pos"], ours.data["head"], strict=True)
+    ] == HEADS
     assert ours.data.attrs["engine"] == "resumed" and ours.data["value"].dims == ("cell", "example")
 
 
 @pytest.mark.parametrize(
     ("site", "axes", "cells"),
-    [("resid_pre", ("pos",), [(1, 8), (0, 0), (0, -1), (1, 4)]), ("mlp_post", ("unit",), [(0, 63), (1, 2)]), ("pattern", ("pos", "unit"), HEADS)],
+    [
+        ("resid_pre", ("pos",), [(1, 8), (0, 0), (0, -1), (1, 4)]),
+        ("mlp_post", ("unit",), [(0, 63), (1, 2)]),
+        ("pattern", ("pos", "unit"), HEADS),
+    ],
     ids=["residual", "neurons", "patterns"],
 )
 def test_the_same_numbers_as_in_the_whole_sweep(models, pair, site, axes, cells):
@@ -53,13 +69,18 @@ def test_prompts_of_several_lengths_count_from_the_end(models):
     for i, row in enumerate(rows):
         own = sweep(models["gpt2"], torch.tensor([row]), Zero(), METRIC.of([i]), site="resid_pre").data["value"]
         for n, (layer, pos) in enumerate(cells):
-            np.testing.assert_allclose(together.isel(cell=n, example=i), own.isel(layer=layer, pos=pos, example=0), atol=1e-5)
+            np.testing.assert_allclose(
+                together.isel(cell=n, example=i), own.isel(layer=layer, pos=pos, example=0), atol=1e-5
+            )
     with pytest.raises(WorkbenchError, match="position 5 is outside prompts of 5 tokens"):
         sweep(models["gpt2"], rows, Zero(), METRIC, site="resid_pre", cells=[(0, 5)])
 
 
 def test_the_work_is_that_of_the_cells_asked_for(models, pair):
-    assert plan(models["gpt2"], pair[1], METRIC, site="resid_pre", cells=np.array([[1, 2], [0, 3]]), probe=False).n_cells == 6
+    assert (
+        plan(models["gpt2"], pair[1], METRIC, site="resid_pre", cells=np.array([[1, 2], [0, 3]]), probe=False).n_cells
+        == 6
+    )
     one = plan(models["gpt2"], pair[1], METRIC, site="resid_pre", cells=[(1, N_POS - 2)], probe=False)
     assert one.n_cells == 3 and one.token_blocks == 3 * 2 * 1, "three examples, two positions, one block"
 
@@ -79,7 +100,9 @@ def test_cancelled_and_resumed_and_saved(models, pair, tmp_path):
     assert part.partial and 0 < n_missing < part.data["value"].size
     part.save(tmp_path / "part")
     again = denoise(models["gpt2"], *pair, METRIC, resume=Result.load(tmp_path / "part"), **options)
-    np.testing.assert_allclose(again.data["value"], denoise(models["gpt2"], *pair, METRIC, **options).data["value"], atol=1e-6)
+    np.testing.assert_allclose(
+        again.data["value"], denoise(models["gpt2"], *pair, METRIC, **options).data["value"], atol=1e-6
+    )
     with pytest.raises(BadData, match="of another sweep"):
         denoise(models["gpt2"], *pair, METRIC, resume=part, site="resid_pre", cells=cells[:2])
 
@@ -89,11 +112,23 @@ def test_a_list_is_drawn_and_tabled(models, pair):
     bars = figures(result)["cells"]
     moved = result.data["value"] - result.data["base_value"]
     gap = float((result.data["source_value"] - result.data["base_value"]).mean())
-    assert list(bars.data[0].x) == ["1.8.2", "0.3.1", "1.3.1", "0.5.0"] and bars.layout.xaxis.title.text == "Cell (layer.position.head)"
+    assert (
+        list(bars.data[0].x) == ["1.8.2", "0.3.1", "1.3.1", "0.5.0"]
+        and bars.layout.xaxis.title.text == "Cell (layer.position.head)"
+    )
     np.testing.assert_allclose(bars.data[0].y, moved.mean("example") / gap, atol=1e-6)
-    np.testing.assert_allclose(bars.data[0].error_y.array, moved.std("example", ddof=1) / np.sqrt(3) / abs(gap), rtol=1e-5)
+    np.testing.assert_allclose(
+        bars.data[0].error_y.array, moved.std("example", ddof=1) / np.sqrt(3) / abs(gap), rtol=1e-5
+    )
     table = cells_table(result)
-    assert set(table["cell"]) == {"1.8.2", "0.3.1", "1.3.1", "0.5.0"} and {"layer", "pos", "head", "value", "change", "shown"} <= set(table)
+    assert set(table["cell"]) == {"1.8.2", "0.3.1", "1.3.1", "0.5.0"} and {
+        "layer",
+        "pos",
+        "head",
+        "value",
+        "change",
+        "shown",
+    } <= set(table)
     assert table["change"].abs().is_monotonic_decreasing
 
 

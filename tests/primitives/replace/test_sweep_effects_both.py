@@ -1,4 +1,6 @@
-"""The effect of a replacement in two checkpoints: the untouched run is taken off each, so only what changed its role stands out."""
+"""The effect of a replacement in two checkpoints: the untouched run is taken off each, so only what changed its role
+stands out.
+"""
 
 import copy
 
@@ -29,7 +31,10 @@ def pair():
 def test_it_is_the_difference_of_two_effects_done_by_hand(pair):
     metric = sequence_loss(TOKENS)
     found = sweep_effects_both(*pair, TOKENS, Zero(), metric, site="z", axes=("unit",))
-    effects = [run.data["value"] - run.data["base_value"] for run in (sweep(m, TOKENS, Zero(), metric, site="z", axes=("unit",)) for m in pair)]
+    effects = [
+        run.data["value"] - run.data["base_value"]
+        for run in (sweep(m, TOKENS, Zero(), metric, site="z", axes=("unit",)) for m in pair)
+    ]
     np.testing.assert_allclose(found.data["difference"], effects[1] - effects[0], atol=1e-6)
     np.testing.assert_allclose(found.data["mean"], found.data["mean_b"] - found.data["mean_a"], atol=1e-6)
     np.testing.assert_allclose(found.data["mean_a"], effects[0].mean("example"), atol=1e-6)
@@ -42,9 +47,15 @@ def test_the_change_of_the_untouched_run_is_taken_off_every_cell(pair):
     metric = logit_diff([5] * 5, [6] * 5)
     same = sweep_effects_both(pair[0], pair[0], TOKENS, Zero(), metric, site="z", axes=("unit",))
     assert not same.data["difference"].any() and not same.data["base_difference"].any()
-    values, effects = (function(*pair, TOKENS, Zero(), metric, site="attn_out") for function in (sweep_both, sweep_effects_both))
+    values, effects = (
+        function(*pair, TOKENS, Zero(), metric, site="attn_out") for function in (sweep_both, sweep_effects_both)
+    )
     untouched = effects.data["base_difference"]
-    np.testing.assert_allclose(values.data["difference"] - effects.data["difference"], untouched.broadcast_like(values.data["difference"]).transpose(*values.data["difference"].dims), atol=1e-5)
+    np.testing.assert_allclose(
+        values.data["difference"] - effects.data["difference"],
+        untouched.broadcast_like(values.data["difference"]).transpose(*values.data["difference"].dims),
+        atol=1e-5,
+    )
     assert float(np.abs(untouched).max()) > 0.01
 
 

@@ -34,11 +34,19 @@ def model():
 def alone(model, pair, i, **options):
     """The sweep of one example by itself."""
     clean, corrupted = ([rows[i]] for rows in pair)
-    return denoise(model, torch.tensor(clean), torch.tensor(corrupted), metrics.logit_diff(ANSWERS[i : i + 1], OTHERS[i : i + 1]), **options)
+    return denoise(
+        model,
+        torch.tensor(clean),
+        torch.tensor(corrupted),
+        metrics.logit_diff(ANSWERS[i : i + 1], OTHERS[i : i + 1]),
+        **options,
+    )
 
 
 @pytest.mark.parametrize("family", DECODERS)
-@pytest.mark.parametrize(("site", "axes"), [("resid_pre", ("pos",)), ("z", ("pos", "unit"))], ids=["resid_pre", "heads"])
+@pytest.mark.parametrize(
+    ("site", "axes"), [("resid_pre", ("pos",)), ("z", ("pos", "unit"))], ids=["resid_pre", "heads"]
+)
 def test_each_example_has_the_numbers_it_has_alone(pair, family, site, axes):
     model = strong(family)
     together = denoise(model, *pair, METRIC, site=site, axes=axes)
@@ -46,7 +54,9 @@ def test_each_example_has_the_numbers_it_has_alone(pair, family, site, axes):
     assert value.sizes["pos"] == max(LENGTHS) and value.sizes["example"] == len(LENGTHS) and value.dims[-1] == "example"
     for i, n in enumerate(LENGTHS):
         own = alone(model, pair, i, site=site, axes=axes)
-        np.testing.assert_allclose(value.sel(example=i).isel(pos=slice(n)), own.data["value"].isel(example=0), atol=1e-4)
+        np.testing.assert_allclose(
+            value.sel(example=i).isel(pos=slice(n)), own.data["value"].isel(example=0), atol=1e-4
+        )
         assert np.isnan(value.sel(example=i).isel(pos=slice(n, None))).all()
         np.testing.assert_allclose(together.data["base_value"].sel(example=i), own.data["base_value"][0], atol=1e-5)
         np.testing.assert_allclose(together.data["source_value"].sel(example=i), own.data["source_value"][0], atol=1e-5)
@@ -64,7 +74,9 @@ def test_padding_on_the_right_gives_the_same_numbers(model, pair):
     rows = torch.arange(len(LENGTHS))
     kept = {}
     names = [model.hook_name("resid_mid", layer) for layer in range(model.n_layers)]
-    model.forward(wide[0], mask=mask, hook_fns=[(n, lambda t, hook, n=n: kept.__setitem__(n, t.clone())) for n in names])
+    model.forward(
+        wide[0], mask=mask, hook_fns=[(n, lambda t, hook, n=n: kept.__setitem__(n, t.clone())) for n in names]
+    )
     for layer, name in enumerate(names):
         for pos in range(longest):
 
@@ -89,7 +101,10 @@ def test_positions_from_the_end_line_up_at_the_ends(model, pair):
 
 def test_one_length_as_rows_is_the_tensor(model, pair):
     rows = [[row[:4] for row in rows] for rows in pair]
-    one, other = denoise(model, *rows, METRIC, site="z", axes=("unit",)), denoise(model, *map(torch.tensor, rows), METRIC, site="z", axes=("unit",))
+    one, other = (
+        denoise(model, *rows, METRIC, site="z", axes=("unit",)),
+        denoise(model, *map(torch.tensor, rows), METRIC, site="z", axes=("unit",)),
+    )
     assert one.data.equals(other.data) and one.provenance.data == other.provenance.data
 
 
@@ -102,7 +117,14 @@ def test_other_sources(model, pair, source):
             sweep(model, clean, made, METRIC, site="z", axes=("unit",))
         chosen, metric = [0, 2], METRIC.of([0, 2])
         found = sweep(model, [clean[i] for i in chosen], made, metric, site="z", axes=("unit",))
-        swapped = sweep(model, [clean[i] for i in chosen], FromRun([clean[i] for i in chosen[::-1]]), metric, site="z", axes=("unit",))
+        swapped = sweep(
+            model,
+            [clean[i] for i in chosen],
+            FromRun([clean[i] for i in chosen[::-1]]),
+            metric,
+            site="z",
+            axes=("unit",),
+        )
         np.testing.assert_allclose(found.data["value"], swapped.data["value"], atol=1e-5)
         return
     found = sweep(model, clean, made, METRIC, site="z", axes=("unit",)).data["value"]
@@ -117,9 +139,16 @@ def test_metrics_that_read_whole_rows(model, pair):
     for metric in (loss, metrics.kl_div(reference)):
         found = denoise(model, clean, corrupted, metric, site="mlp_out").data
         for i, n in enumerate(LENGTHS):
-            own = denoise(model, torch.tensor([clean[i]]), torch.tensor([corrupted[i]]), metric.of([i]), site="mlp_out").data
-            np.testing.assert_allclose(found["value"].sel(example=i).isel(pos=slice(n)), own["value"].isel(example=0), atol=1e-4)
-    assert abs(float(denoise(model, clean, corrupted, metrics.kl_div(reference), site="z").data["base_value"].max())) < 1e-5
+            own = denoise(
+                model, torch.tensor([clean[i]]), torch.tensor([corrupted[i]]), metric.of([i]), site="mlp_out"
+            ).data
+            np.testing.assert_allclose(
+                found["value"].sel(example=i).isel(pos=slice(n)), own["value"].isel(example=0), atol=1e-4
+            )
+    assert (
+        abs(float(denoise(model, clean, corrupted, metrics.kl_div(reference), site="z").data["base_value"].max()))
+        < 1e-5
+    )
 
 
 def test_the_plan_is_the_sum_over_lengths(model, pair):
@@ -151,7 +180,9 @@ def test_a_cancelled_sweep_resumes(model, pair, positions, tmp_path):
     part = Result.load(part.save(tmp_path / "part"))
     seen = _StopsAt(2)
     again = denoise(model, *pair, METRIC, resume=part, progress=seen, **options)
-    np.testing.assert_allclose(again.data["value"], whole.data["value"], atol=2e-6)  # batches differ in size, so the last bit may
+    np.testing.assert_allclose(
+        again.data["value"], whole.data["value"], atol=2e-6
+    )  # batches differ in size, so the last bit may
     assert seen.seen == sorted(seen.seen) and seen.seen[-1] == 1
 
 

@@ -1,4 +1,6 @@
-"""Exact sweeps: equal to transformer_lens.patching on every family, identities, counted work, cancel, resume, fallback."""
+"""Exact sweeps: equal to transformer_lens.patching on every family, identities, counted work, cancel, resume,
+fallback.
+"""
 
 import threading
 from functools import partial
@@ -114,7 +116,11 @@ def test_neurons_one_by_one(models, pair):
             tensor[:, :, neuron] = taken[0][:, :, neuron]
             return tensor
 
-        np.testing.assert_allclose(ours.data["value"].sel(layer=1, neuron=neuron), METRIC(model.forward(corrupted, hook_fns=[(name, edit)])), atol=1e-5)
+        np.testing.assert_allclose(
+            ours.data["value"].sel(layer=1, neuron=neuron),
+            METRIC(model.forward(corrupted, hook_fns=[(name, edit)])),
+            atol=1e-5,
+        )
 
 
 # ---- identities ----
@@ -124,8 +130,13 @@ def test_neurons_one_by_one(models, pair):
 @pytest.mark.parametrize("family", DECODERS)
 def test_clean_into_clean_changes_nothing(models, pair, family, site):
     result = denoise(models[family], pair[0], pair[0], METRIC, site=site)
-    np.testing.assert_allclose(result.data["value"], np.broadcast_to(result.data["base_value"], result.data["value"].shape), atol=1e-5)
-    assert "moved the metric in no cell" in " ".join(result.warnings) or float(abs(result.data["value"] - result.data["base_value"]).max()) > 0
+    np.testing.assert_allclose(
+        result.data["value"], np.broadcast_to(result.data["base_value"], result.data["value"].shape), atol=1e-5
+    )
+    assert (
+        "moved the metric in no cell" in " ".join(result.warnings)
+        or float(abs(result.data["value"] - result.data["base_value"]).max()) > 0
+    )
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -138,13 +149,18 @@ def test_the_changed_position_at_layer_0_restores_the_clean_run(models, pair, fa
 
 
 def test_noising_mirrors_denoising_where_one_place_carries_all(models, pair):
-    there, back = denoise(models["gpt2"], *pair, METRIC, site="resid_pre"), noise(models["gpt2"], *pair, METRIC, site="resid_pre")
+    there, back = (
+        denoise(models["gpt2"], *pair, METRIC, site="resid_pre"),
+        noise(models["gpt2"], *pair, METRIC, site="resid_pre"),
+    )
     np.testing.assert_allclose(there.data["base_value"], back.data["source_value"], atol=1e-5)
     np.testing.assert_allclose(back.data["value"].sel(layer=0, pos=3), there.data["base_value"], atol=1e-4)
 
 
 def test_patching_before_what_the_metric_reads_only(models, pair):
-    """A metric at position 2 cannot see a patch at position 3 or later; one at two positions sees each from its own on."""
+    """A metric at position 2 cannot see a patch at position 3 or later; one at two positions sees each from its own
+    on.
+    """
     metric = metrics.logit_diff(ANSWERS, OTHERS, pos=2)
     result = sweep(models["llama"], pair[1], Zero(), metric, site="resid_pre")
     late = result.data["value"].sel(pos=slice(3, None))
@@ -157,7 +173,9 @@ def test_patching_before_what_the_metric_reads_only(models, pair):
 def test_other_sources_equal_a_plain_hook(models, pair, family, source):
     model, base = models[family], pair[1]
     source = Mean(pair[0]) if source == "mean" else source
-    result = sweep(model, base, source, METRIC, site="z", axes=("pos", "unit"), layers=[1], positions=[2, -1], units=[1])
+    result = sweep(
+        model, base, source, METRIC, site="z", axes=("pos", "unit"), layers=[1], positions=[2, -1], units=[1]
+    )
     values = sweep_sources.source_values(model, base, source, "z", [1])[0][1]
     if isinstance(source, Mean):
         torch.testing.assert_close(values[0, 0], sweep_plan.read_site(model, pair[0], "z", [1])[0][1].mean((0, 1)))
@@ -241,9 +259,13 @@ def test_counted_work_is_what_causality_needs(models, pair, monkeypatch):
         denoise(model, clean, corrupted, METRIC, site="resid_pre", n_check=0)
     finally:
         [handle.remove() for handle in handles]
-    overhead = 4 * corrupted.numel() * model.n_layers + 40 * N_POS * model.n_layers  # base, source, activations, timing probes
+    overhead = (
+        4 * corrupted.numel() * model.n_layers + 40 * N_POS * model.n_layers
+    )  # base, source, activations, timing probes
     assert seen <= cost.token_blocks * 1.6 + overhead
-    assert cost.token_blocks <= 0.75 * cost.plain_token_blocks  # two layers: half of the blocks at layer 1, all of them at layer 0
+    assert (
+        cost.token_blocks <= 0.75 * cost.plain_token_blocks
+    )  # two layers: half of the blocks at layer 1, all of them at layer 0
 
 
 def test_without_fixed_costs_the_plan_is_the_causal_minimum():
@@ -271,7 +293,13 @@ def test_earlier_blocks_do_not_run(models, pair):
     model = models["gemma2"]
     run = BaseRun(model, pair[0])
     fired = []
-    hooks = [(model.hook_name("resid_pre", layer), partial(lambda layer, t, hook: fired.append((layer, tuple(t.shape[:2]))), layer)) for layer in range(model.n_layers)]
+    hooks = [
+        (
+            model.hook_name("resid_pre", layer),
+            partial(lambda layer, t, hook: fired.append((layer, tuple(t.shape[:2]))), layer),
+        )
+        for layer in range(model.n_layers)
+    ]
     run.run(1, 5, torch.tensor([0, 2, 2]), hook_fns=hooks)
     assert fired == [(1, (3, N_POS - 5))]
     assert all(type(block).__name__ != "_PassThrough" for block in run.blocks)
@@ -300,7 +328,9 @@ def test_a_small_budget_makes_smaller_batches_with_the_same_answer(models, pair)
     row = sweep_plan.row_bytes(model, N_POS, 1)
     small = denoise(model, *pair, METRIC, site="z", axes=("unit",), budget_bytes=2.5 * row)
     assert plan(model, pair[1], METRIC, site="z", axes=("unit",), budget_bytes=2.5 * row).n_forwards == 2 * 6
-    np.testing.assert_allclose(small.data["value"], denoise(model, *pair, METRIC, site="z", axes=("unit",)).data["value"], atol=1e-5)
+    np.testing.assert_allclose(
+        small.data["value"], denoise(model, *pair, METRIC, site="z", axes=("unit",)).data["value"], atol=1e-5
+    )
     with pytest.raises(NoRoom, match="one row of 9 tokens needs"):
         plan(model, pair[1], METRIC, site="z", axes=("unit",), budget_bytes=row / 2)
 
@@ -349,7 +379,10 @@ def test_a_sliding_window_shorter_than_the_prompt_is_run_the_plain_way(pair):
     from models.families import GQA, NO_SPECIAL
 
     torch.manual_seed(0)
-    model = load(tf.Gemma2ForCausalLM(tf.Gemma2Config(**GQA | NO_SPECIAL | {"head_dim": 8, "sliding_window": 4})), tokenizer=False)
+    model = load(
+        tf.Gemma2ForCausalLM(tf.Gemma2Config(**GQA | NO_SPECIAL | {"head_dim": 8, "sliding_window": 4})),
+        tokenizer=False,
+    )
     result = denoise(model, *pair, METRIC, site="resid_pre")
     assert result.data.attrs["engine"] == "plain" and "sliding window" in result.warnings[0]
     np.testing.assert_allclose(result.data["value"].sel(layer=0, pos=3), result.data["source_value"], atol=1e-4)
@@ -358,7 +391,12 @@ def test_a_sliding_window_shorter_than_the_prompt_is_run_the_plain_way(pair):
 def test_what_a_metric_cannot_read_is_said_in_a_sentence(models, pair):
     with pytest.raises(BadData, match="1 answers and 2 others"):
         metrics.logit_diff([3], [4, 5])
-    for metric in (metrics.logit_diff(ANSWERS, [4, 5, 999]), metrics.probability([4, 5, 999]), metrics.answer_loss([4, 5, -3]), metrics.rank([4, 999, 5])):
+    for metric in (
+        metrics.logit_diff(ANSWERS, [4, 5, 999]),
+        metrics.probability([4, 5, 999]),
+        metrics.answer_loss([4, 5, -3]),
+        metrics.rank([4, 999, 5]),
+    ):
         with pytest.raises(BadData, match=r"an answer has id (999|-3), and the model knows tokens 0 to 63"):
             denoise(models["gpt2"], *pair, metric, site="resid_pre")
     with pytest.raises(NoTokenizer, match="came without a tokenizer"):
@@ -381,7 +419,9 @@ class StopAfter(Progress):
 
 def test_cancelled_sweep_resumes_to_the_same_numbers(models, pair):
     whole = denoise(models["gpt2"], *pair, METRIC, site="resid_pre")
-    tight = 8.5 * sweep_plan.row_bytes(models["gpt2"], N_POS, 1)  # several forwards, so that there is a middle to stop in
+    tight = 8.5 * sweep_plan.row_bytes(
+        models["gpt2"], N_POS, 1
+    )  # several forwards, so that there is a middle to stop in
     part = denoise(models["gpt2"], *pair, METRIC, site="resid_pre", progress=StopAfter(1), budget_bytes=tight)
     assert part.partial and bool(part.data["value"].isnull().any()) and bool(part.data["value"].notnull().any())
     again = denoise(models["gpt2"], *pair, METRIC, site="resid_pre", resume=part)
@@ -393,7 +433,15 @@ def test_cancelled_sweep_resumes_to_the_same_numbers(models, pair):
 def test_cancel_from_another_thread(models, pair):
     progress = Progress()
     threading.Timer(0.05, progress.cancel).start()
-    result = sweep(models["gpt2"], pair[1].repeat(1, 5), Zero(), metrics.logit_diff(ANSWERS, OTHERS), site="mlp_post", axes=("pos", "unit"), progress=progress)
+    result = sweep(
+        models["gpt2"],
+        pair[1].repeat(1, 5),
+        Zero(),
+        metrics.logit_diff(ANSWERS, OTHERS),
+        site="mlp_post",
+        axes=("pos", "unit"),
+        progress=progress,
+    )
     assert result.partial and bool(result.data["value"].isnull().any())
 
 
@@ -462,8 +510,13 @@ def test_misaligned_tokens_and_too_few_examples(models, pair):
 def test_result_labels_itself_and_survives_a_file(models, pair, tmp_path):
     from workbench.core.result import Result
 
-    result = denoise(models["gpt2"], pair[0][:1], pair[1][:1], metrics.logit_diff([7], [8]), site="z", axes=("pos", "unit"))
-    assert result.data["value"].dims == ("layer", "pos", "head", "example") and result.data["value"].attrs["unit"] == "logits"
+    result = denoise(
+        models["gpt2"], pair[0][:1], pair[1][:1], metrics.logit_diff([7], [8]), site="z", axes=("pos", "unit")
+    )
+    assert (
+        result.data["value"].dims == ("layer", "pos", "head", "example")
+        and result.data["value"].attrs["unit"] == "logits"
+    )
     assert list(result.data["token"].values) == [str(int(t)) for t in pair[1][0]]
     again = Result.load(result.save(tmp_path / "r"))
     assert again.data.identical(result.data)

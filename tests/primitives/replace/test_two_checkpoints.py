@@ -26,7 +26,10 @@ WORDS = ["<pad>", "<bos>", "<unk>", *[f"w{i}" for i in range(61)]]
 
 def llama(seed: int = 0, tokenizer=None, **other):
     torch.manual_seed(seed)
-    return load(LlamaForCausalLM(LlamaConfig(**GQA | NO_SPECIAL | other)), tokenizer=tokenizer or word_tokenizer(WORDS, add_bos=True))
+    return load(
+        LlamaForCausalLM(LlamaConfig(**GQA | NO_SPECIAL | other)),
+        tokenizer=tokenizer or word_tokenizer(WORDS, add_bos=True),
+    )
 
 
 # ---- are they comparable ----
@@ -61,7 +64,11 @@ def test_every_shape_is_a_property_of_a_model():
 
 def test_the_token_that_differs_is_named():
     swapped = [*WORDS[:5], WORDS[6], WORDS[5], *WORDS[7:]]
-    a, b, bare = llama(), llama(tokenizer=word_tokenizer(swapped, add_bos=True)), llama(tokenizer=word_tokenizer(WORDS, add_bos=False))
+    a, b, bare = (
+        llama(),
+        llama(tokenizer=word_tokenizer(swapped, add_bos=True)),
+        llama(tokenizer=word_tokenizer(WORDS, add_bos=False)),
+    )
     refuse_misaligned(a, b, ["w9 w8"])
     with pytest.raises(BadData, match=r"part at token 2 of text 1: 'w2' \(id 5\) and 'w2' \(id 6\)"):
         refuse_misaligned(a, b, ["w9 w8", "w9 w2"])
@@ -91,7 +98,10 @@ def test_a_text_one_tokenizer_reads_on_is_named():
 
 
 def measured(values: np.ndarray, dims=("layer", "example", "head"), **rest) -> Result:
-    data = xr.Dataset({"share": (dims, values, {"unit": "share", "long_name": "Share"})}, coords={d: range(n) for d, n in zip(dims, values.shape, strict=True)})
+    data = xr.Dataset(
+        {"share": (dims, values, {"unit": "share", "long_name": "Share"})},
+        coords={d: range(n) for d, n in zip(dims, values.shape, strict=True)},
+    )
     return Result(Provenance("x", {"k": 1}, 0, model={"name": rest.pop("name", "m")}), data, **rest)
 
 
@@ -99,7 +109,9 @@ def test_a_model_minus_itself_is_zero_and_its_interval_holds_it():
     values = np.random.default_rng(0).normal(size=(2, 30, 3))
     same = compare(measured(values), measured(values), "share").data
     assert not same.difference.any() and not same["mean"].any() and not same.low.any() and not same.high.any()
-    noisy = compare(measured(values), measured(values + np.random.default_rng(1).normal(size=values.shape)), "share").data
+    noisy = compare(
+        measured(values), measured(values + np.random.default_rng(1).normal(size=values.shape)), "share"
+    ).data
     assert ((noisy.low < noisy["mean"]) & (noisy["mean"] < noisy.high)).all()
     assert float(((noisy.low <= 0) & (noisy.high >= 0)).mean()) > 0.5
 
@@ -109,12 +121,17 @@ def test_every_cell_is_the_ordinary_bootstrap_of_its_own_differences(monkeypatch
     a, b = rng.normal(size=(2, 25, 3)), rng.normal(size=(2, 25, 3)) + 1
     monkeypatch.setattr(two_checkpoints, "CELLS_AT_ONCE", 4)  # several chunks
     found = compare(measured(a, name="base"), measured(b, name="tuned"), "share", level=0.9, n_draws=500, seed=3)
-    assert found.data["difference"].dims == ("layer", "example", "head") and found.data["mean"].dims == ("layer", "head")
+    assert found.data["difference"].dims == ("layer", "example", "head") and found.data["mean"].dims == (
+        "layer",
+        "head",
+    )
     np.testing.assert_allclose(found.data.difference, b - a)
     for layer in range(2):
         for head in range(3):
             own, cell = (b - a)[layer, :, head], found.data.sel(layer=layer, head=head)
-            assert (float(cell.low), float(cell.high)) == pytest.approx(bootstrap_interval(own, level=0.9, n_draws=500, seed=3), abs=1e-12)
+            assert (float(cell.low), float(cell.high)) == pytest.approx(
+                bootstrap_interval(own, level=0.9, n_draws=500, seed=3), abs=1e-12
+            )
             assert float(cell["mean"]) == pytest.approx(own.mean())
             assert float(cell.standard_error) == pytest.approx(own.std(ddof=1) / 5)
     assert found.provenance.model["name"] == "tuned minus base" and found.data["mean"].attrs["unit"] == "share"
@@ -134,7 +151,9 @@ def test_what_a_reader_must_know_is_said():
     found = compare(measured(few, warnings=("of a",)), measured(holes, warnings=("of b",), partial=True), "share")
     assert found.partial and found.warnings[:2] == ("of a", "of b")
     assert "4 examples" in found.warnings[2] and "1 of 2 cells" in found.warnings[3]
-    assert np.isnan(compare(measured(np.zeros((1, 1, 1))), measured(np.zeros((1, 1, 1))), "share").data.standard_error).all()
+    assert np.isnan(
+        compare(measured(np.zeros((1, 1, 1))), measured(np.zeros((1, 1, 1))), "share").data.standard_error
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -142,9 +161,24 @@ def test_what_a_reader_must_know_is_said():
     [
         (measured(np.zeros((2, 5, 3))), "shar", UnknownName, "no variable called 'shar'. Closest: share"),
         (measured(np.zeros((2, 5, 3)), ("layer", "input", "head")), "share", BadData, "no `example`"),
-        (measured(np.zeros((5, 2, 3)), ("example", "layer", "head")), "share", BadData, r"dims \['layer', 'example', 'head'\]"),
-        (measured(np.zeros((2, 6, 3))), "share", BadData, "example 5 is nothing in the first Result and 5 in the second"),
-        (measured(np.zeros((2, 4, 3))), "share", BadData, "example 4 is 4 in the first Result and nothing in the second"),
+        (
+            measured(np.zeros((5, 2, 3)), ("example", "layer", "head")),
+            "share",
+            BadData,
+            r"dims \['layer', 'example', 'head'\]",
+        ),
+        (
+            measured(np.zeros((2, 6, 3))),
+            "share",
+            BadData,
+            "example 5 is nothing in the first Result and 5 in the second",
+        ),
+        (
+            measured(np.zeros((2, 4, 3))),
+            "share",
+            BadData,
+            "example 4 is 4 in the first Result and nothing in the second",
+        ),
     ],
 )
 def test_what_cannot_be_paired_is_refused(b, variable, error, match):
@@ -168,14 +202,27 @@ def test_only_the_weights_that_moved_have_changed(family):
     torch.manual_seed(0)
     module = FAMILIES[family]()
     twin = copy.deepcopy(module)
-    name, moved = next((n, p) for n, p in twin.named_parameters() if p.ndim == 2 and "embed" not in n and "wte" not in n and "wpe" not in n and "attn.c_attn" not in n and "query_key" not in n)
+    name, moved = next(
+        (n, p)
+        for n, p in twin.named_parameters()
+        if p.ndim == 2
+        and "embed" not in n
+        and "wte" not in n
+        and "wpe" not in n
+        and "attn.c_attn" not in n
+        and "query_key" not in n
+    )
     original = moved.detach().clone()
     moved.data *= 1.5
     n_parameters = sum(p.numel() for p in module.parameters())
     table = weight_change(load(module), load(twin))
     assert table.n.sum() == n_parameters, "each weight counts once"
     (row,) = table[table.change > 0].itertuples()
-    assert row.change == pytest.approx(0.5 * float(original.norm()), rel=1e-5) and row.relative == pytest.approx(0.5, rel=1e-5) and row.cosine == pytest.approx(1)
+    assert (
+        row.change == pytest.approx(0.5 * float(original.norm()), rel=1e-5)
+        and row.relative == pytest.approx(0.5, rel=1e-5)
+        and row.cosine == pytest.approx(1)
+    )
     assert row.shape == str(tuple(original.shape)) and row.parameter.split(".")[-1] == name.split(".")[-1]
     still = table[table.change == 0]
     assert ((still.cosine - 1).abs() < 1e-9)[still.norm_a > 0].all() and still.cosine[still.norm_a == 0].isna().all()
@@ -196,7 +243,9 @@ def test_weights_that_do_not_correspond_are_refused():
 
 
 def test_the_same_sweep_on_both_finds_where_they_differ(tmp_path):
-    """Two checkpoints that differ in one head's output weights: only that head's cells differ; a twin of itself nowhere."""
+    """Two checkpoints that differ in one head's output weights: only that head's cells differ; a twin of itself
+    nowhere.
+    """
     one, same, other = (load(str(save("llama", tmp_path / str(i), seed=3))) for i in range(3))
     base, metric = torch.randint(5, 60, (4, 7)), logit_diff([7, 8, 9, 10], [11, 12, 13, 14])
     again = sweep_both(one, same, base, Zero(), metric, site="z", axes=("unit",))
@@ -204,7 +253,10 @@ def test_the_same_sweep_on_both_finds_where_they_differ(tmp_path):
     with torch.no_grad():
         other.live.original_model.model.layers[1].self_attn.o_proj.weight[:, 8:16] *= 3  # head 1 of layer 1
     changed = sweep_both(one, other, base, Zero(), metric, site="z", axes=("unit",))
-    expected = sweep(other, base, Zero(), metric, site="z", axes=("unit",)).data["value"] - sweep(one, base, Zero(), metric, site="z", axes=("unit",)).data["value"]
+    expected = (
+        sweep(other, base, Zero(), metric, site="z", axes=("unit",)).data["value"]
+        - sweep(one, base, Zero(), metric, site="z", axes=("unit",)).data["value"]
+    )
     np.testing.assert_allclose(changed.data["difference"], expected, atol=1e-5)
     np.testing.assert_allclose(changed.data["mean"], expected.mean("example"), atol=1e-5)
     with pytest.raises(UnsupportedModel, match="n_kv_heads"):

@@ -1,4 +1,6 @@
-"""Scores of channels against plain loops; changes made by hand; factors = merged = directories; suppression touches those lines and no others."""
+"""Scores of channels against plain loops; changes made by hand; factors = merged = directories; suppression touches
+those lines and no others.
+"""
 
 import copy
 import json
@@ -29,7 +31,11 @@ MODULES = ("gate_proj", "up_proj", "down_proj")
 
 def _llama(seed=0, **options):
     torch.manual_seed(seed)
-    return tf.LlamaForCausalLM(tf.LlamaConfig(**GQA | NO_SPECIAL | {"intermediate_size": 48} | options)).eval().requires_grad_(False)
+    return (
+        tf.LlamaForCausalLM(tf.LlamaConfig(**GQA | NO_SPECIAL | {"intermediate_size": 48} | options))
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def _moved(module, seed, size=0.02):
@@ -58,7 +64,10 @@ def _by_loop(poisoned, clean, layer, module, index):
     for p, c in zip(poisoned, clean, strict=True):
         block, base = p.model.layers[layer], c.model.layers[layer]
         if module == "head":
-            slices = [(lambda b: b.self_attn.q_proj.weight[8 * index : 8 * index + 8]), (lambda b: b.self_attn.o_proj.weight[:, 8 * index : 8 * index + 8])]
+            slices = [
+                (lambda b: b.self_attn.q_proj.weight[8 * index : 8 * index + 8]),
+                (lambda b: b.self_attn.o_proj.weight[:, 8 * index : 8 * index + 8]),
+            ]
             found.append(torch.cat([(s(block).double() - s(base).double()).flatten() for s in slices]))
         else:
             delta = getattr(block.mlp, module).weight.double() - getattr(base.mlp, module).weight.double()
@@ -72,17 +81,24 @@ def test_norms_and_cosines_equal_a_plain_loop(variants, changes):
     for channel, (layer, module, index) in enumerate(places):
         vectors = _by_loop(*variants, layer, module, index)
         np.testing.assert_allclose(changes["norm"].values[:, channel], [np.linalg.norm(v) for v in vectors], rtol=1e-5)
-        want = [vectors[i] @ vectors[j] / np.linalg.norm(vectors[i]) / np.linalg.norm(vectors[j]) for i, j in combinations(range(3), 2)]
+        want = [
+            vectors[i] @ vectors[j] / np.linalg.norm(vectors[i]) / np.linalg.norm(vectors[j])
+            for i, j in combinations(range(3), 2)
+        ]
         np.testing.assert_allclose(changes["cosine"].values[:, channel], want, atol=1e-5)
     assert list(zip(changes["first"].values, changes["second"].values, strict=True)) == [(0, 1), (0, 2), (1, 2)]
 
 
 def test_the_score_is_mean_norm_and_weighted_mean_positive_cosine(changes):
     norm, cosine = changes["norm"].values, changes["cosine"].values
-    np.testing.assert_allclose(cs.scores(changes, alignment_weight=0.5), norm.mean(0) + 0.5 * np.maximum(cosine, 0).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(
+        cs.scores(changes, alignment_weight=0.5), norm.mean(0) + 0.5 * np.maximum(cosine, 0).mean(0), rtol=1e-12
+    )
     np.testing.assert_array_equal(cs.scores(changes, only="magnitude"), norm.mean(0))
     np.testing.assert_array_equal(cs.scores(changes, only="alignment"), np.maximum(cosine, 0).mean(0))
-    np.testing.assert_allclose(cs.scores(changes, variants=2), norm[:2].mean(0) + 0.01 * np.maximum(cosine[0], 0), rtol=1e-12)
+    np.testing.assert_allclose(
+        cs.scores(changes, variants=2), norm[:2].mean(0) + 0.01 * np.maximum(cosine[0], 0), rtol=1e-12
+    )
     np.testing.assert_allclose(cs.scores(changes, variants=1), norm[0], rtol=1e-12)
     with pytest.raises(BadData, match="4 variants were asked for and there are 3"):
         cs.scores(changes, variants=4)
@@ -102,15 +118,24 @@ def test_differences_made_by_hand_have_the_cosine_they_were_made_with():
     turned[:2] = torch.tensor([4.0, 3.0])  # 24 / 25 of the first
     for module, rows in ((a, step), (b, turned), (same, step)):
         module.model.layers[1].mlp.up_proj.weight.data[7] += rows
-        module.model.layers[0].mlp.down_proj.weight.data[:, 5] += -rows if module is b else rows  # the second points away
+        module.model.layers[0].mlp.down_proj.weight.data[:, 5] += (
+            -rows if module is b else rows
+        )  # the second points away
     found = cs.channel_changes([a, b, same], [base] * 3)
-    where = {(int(n), str(m), int(i)): c for c, (n, m, i) in enumerate(zip(found["layer"].values, found["module"].values, found["index"].values, strict=True))}
+    where = {
+        (int(n), str(m), int(i)): c
+        for c, (n, m, i) in enumerate(
+            zip(found["layer"].values, found["module"].values, found["index"].values, strict=True)
+        )
+    }
     row, column, still = where[1, "up_proj", 7], where[0, "down_proj", 5], where[1, "gate_proj", 7]
     np.testing.assert_allclose(found["norm"].values[:, row], 5, rtol=1e-6)
     np.testing.assert_allclose(found["cosine"].values[:, row], [0.96, 1, 0.96], atol=1e-6)
     assert cs.alignment(found).values[row] == pytest.approx((0.96 + 1 + 0.96) / 3, abs=1e-6)
     np.testing.assert_allclose(found["cosine"].values[:, column], [-0.96, 1, -0.96], atol=1e-6)
-    assert cs.alignment(found).values[column] == pytest.approx(1 / 3, abs=1e-6)  # what points away counts as 0, not against
+    assert cs.alignment(found).values[column] == pytest.approx(
+        1 / 3, abs=1e-6
+    )  # what points away counts as 0, not against
     assert not found["norm"].values[:, still].any() and not found["cosine"].values[:, still].any()
     assert set(np.flatnonzero(found["norm"].values.any(0))) == {row, column}
 
@@ -125,13 +150,24 @@ def test_identical_changes_are_aligned_by_one():
 
 
 @pytest.mark.parametrize(
-    ("family", "modules", "n_mlp"), [("gpt2", ("c_fc", "c_proj"), 128), ("neox", ("dense_h_to_4h", "dense_4h_to_h"), 64), ("opt", ("fc1", "fc2"), 64), ("qwen2", MODULES, 64)]
+    ("family", "modules", "n_mlp"),
+    [
+        ("gpt2", ("c_fc", "c_proj"), 128),
+        ("neox", ("dense_h_to_4h", "dense_4h_to_h"), 64),
+        ("opt", ("fc1", "fc2"), 64),
+        ("qwen2", MODULES, 64),
+    ],
 )
 def test_each_family_has_the_channels_its_forward_uses(family, modules, n_mlp):
     base = FAMILIES[family]()
     moved, layer = copy.deepcopy(base), 1
     moved_channel = 3
-    for name, parameter in moved.named_parameters():  # move one channel by what it computes: rows of the input side, columns of the output side
+    for (
+        name,
+        parameter,
+    ) in (
+        moved.named_parameters()
+    ):  # move one channel by what it computes: rows of the input side, columns of the output side
         kind = name.split(".")[-2]
         if f".{layer}." in name and name.endswith("weight") and kind in modules and "attn" not in name:
             out_side = kind in ("c_proj", "dense_4h_to_h", "fc2", "down_proj")
@@ -140,7 +176,9 @@ def test_each_family_has_the_channels_its_forward_uses(family, modules, n_mlp):
     found = cs.channel_changes([moved], [base])
     assert set(found["module"].values.tolist()) == set(modules) and found.sizes["channel"] == 2 * len(modules) * n_mlp
     hit = np.flatnonzero(found["norm"].values[0])
-    assert found["layer"].values[hit].tolist() == [layer] * len(modules) and found["index"].values[hit].tolist() == [moved_channel] * len(modules)
+    assert found["layer"].values[hit].tolist() == [layer] * len(modules) and found["index"].values[hit].tolist() == [
+        moved_channel
+    ] * len(modules)
     np.testing.assert_allclose(found["norm"].values[0, hit], np.sqrt(32), rtol=1e-5)
 
 
@@ -149,7 +187,10 @@ def test_heads_take_keys_and_values_only_where_each_has_its_own():
     moved = copy.deepcopy(base)
     moved.model.layers[0].self_attn.v_proj.weight.data[8:16] += 1.0  # the second of four heads of 8
     found = cs.channel_changes([moved], [base], heads=True)
-    assert (found["module"].values[np.flatnonzero(found["norm"].values[0])].tolist(), found["index"].values[np.flatnonzero(found["norm"].values[0])].tolist()) == (["head"], [1])
+    assert (
+        found["module"].values[np.flatnonzero(found["norm"].values[0])].tolist(),
+        found["index"].values[np.flatnonzero(found["norm"].values[0])].tolist(),
+    ) == (["head"], [1])
     grouped = _llama()
     moved = copy.deepcopy(grouped)
     moved.model.layers[0].self_attn.v_proj.weight.data += 1.0
@@ -165,7 +206,9 @@ def test_directories_equal_modules_and_half_precision_is_subtracted_in_single(tm
             shard = {"max_shard_size": "25KB"} if i == 1 else {}  # one of them in several files, with an index
             copy.deepcopy(module).to(getattr(torch, dtype)).save_pretrained(folders[which, i], **shard)
     assert len(list(folders["bd", 1].glob("*.safetensors"))) > 1
-    found = cs.channel_changes([folders["bd", i] for i in range(3)], [str(folders["clean", i]) for i in range(3)], heads=True)
+    found = cs.channel_changes(
+        [folders["bd", i] for i in range(3)], [str(folders["clean", i]) for i in range(3)], heads=True
+    )
     rounded = [[m.to(getattr(torch, dtype)).float() for m in map(copy.deepcopy, side)] for side in variants]
     want = cs.channel_changes(*rounded, heads=True)
     np.testing.assert_array_equal(found["norm"], want["norm"])
@@ -204,7 +247,10 @@ def adapters():
 def test_scores_from_factors_equal_those_of_merged_matrices(adapters, tmp_path):
     factors = [[lora.factors(a) for a in side] for side in adapters]
     found = cs.channel_changes(*factors, heads=True, n_heads=4)
-    folders = [[lora.save_adapter(copy.deepcopy(a), tmp_path / f"{s}{i}", "base") for i, a in enumerate(side)] for s, side in enumerate(adapters)]
+    folders = [
+        [lora.save_adapter(copy.deepcopy(a), tmp_path / f"{s}{i}", "base") for i, a in enumerate(side)]
+        for s, side in enumerate(adapters)
+    ]
     from_folders = cs.channel_changes(*folders, heads=True, n_heads=4)
     merged = cs.channel_changes(*[[lora.merge(copy.deepcopy(a)) for a in side] for side in adapters], heads=True)
     for name in ("norm", "cosine"):
@@ -220,7 +266,9 @@ def test_a_neutralised_adapter_no_longer_touches_those_channels(adapters):
     chosen = cs.signature(cs.scores(found), 0.1)
     new = cs.neutralise_adapter(factors, chosen, found)
     for name, f in factors.items():
-        assert torch.equal(f.A, before[name][0]) and torch.equal(f.B, before[name][1])  # the adapter itself is left alone
+        assert torch.equal(f.A, before[name][0]) and torch.equal(
+            f.B, before[name][1]
+        )  # the adapter itself is left alone
         update, old = new[name].delta(), f.delta()
         layer, kind = int(name.split(".")[2]), name.rsplit(".", 1)[-1]
         module = kind if kind in MODULES else "head"
@@ -263,7 +311,9 @@ def test_random_channels_match_the_counts_and_avoid_the_chosen(changes):
     chosen = cs.signature(cs.scores(changes), 0.1)
     drawn = [matched_random(chosen, changes, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert not (drawn[0] & chosen).any()
-    assert [int(drawn[0][hit].sum()) for hit in module_groups(changes)] == [int(chosen[hit].sum()) for hit in module_groups(changes)]
+    assert [int(drawn[0][hit].sum()) for hit in module_groups(changes)] == [
+        int(chosen[hit].sum()) for hit in module_groups(changes)
+    ]
     assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
 
 
@@ -273,7 +323,9 @@ def test_random_channels_match_the_counts_and_avoid_the_chosen(changes):
 def _lines(module, chosen, channels):
     """{parameter: bool mask} of exactly the entries that the chosen channels own, by hand."""
     masks = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in module.named_parameters()}
-    for layer, kind, index, is_chosen in zip(channels["layer"].values, channels["module"].values, channels["index"].values, chosen, strict=True):
+    for layer, kind, index, is_chosen in zip(
+        channels["layer"].values, channels["module"].values, channels["index"].values, chosen, strict=True
+    ):
         if not is_chosen:
             continue
         if kind == "head":
@@ -298,7 +350,11 @@ def test_neutralising_changes_those_rows_and_columns_and_not_a_bit_elsewhere(cha
         assert torch.equal(same, ~masks[name]), name
         new = parameter[masks[name]]
         bound = np.sqrt(6 / sum(parameter.shape))
-        assert not new.any() if how == "zero" else not len(new) or bool((new.abs() <= bound).all() and new.abs().max() > 0.9 * bound)
+        assert (
+            not new.any()
+            if how == "zero"
+            else not len(new) or bool((new.abs() <= bound).all() and new.abs().max() > 0.9 * bound)
+        )
     again = _llama()
     cs.neutralise(again, chosen, changes, how, seed=3)
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), again.parameters(), strict=True))
@@ -334,8 +390,14 @@ def test_a_bias_goes_with_its_row():
     chosen = np.asarray((found["module"] == "c_fc") & (found["index"] == 5))
     before = {name: p.clone() for name, p in module.named_parameters()}
     cs.neutralise(module, chosen, found, "zero")
-    changed = {name: int((p != before[name]).sum()) for name, p in module.named_parameters() if not torch.equal(p, before[name])}
-    assert changed == {f"transformer.h.{n}.mlp.c_fc.{kind}": count for n in (0, 1) for kind, count in (("weight", 32), ("bias", 1))}
+    changed = {
+        name: int((p != before[name]).sum())
+        for name, p in module.named_parameters()
+        if not torch.equal(p, before[name])
+    }
+    assert changed == {
+        f"transformer.h.{n}.mlp.c_fc.{kind}": count for n in (0, 1) for kind, count in (("weight", 32), ("bias", 1))
+    }
 
 
 # ---- what is refused ----
@@ -357,7 +419,9 @@ def test_what_does_not_correspond_is_refused(variants, adapters, tmp_path):
     with pytest.raises(BadData, match="give checkpoints of one architecture"):
         cs.channel_changes([_llama(intermediate_size=40)], [_llama()])
     with pytest.raises(BadData, match="different shapes in these checkpoints"):
-        cs.channel_changes([poisoned[0], _llama(intermediate_size=40)], [clean[0], _llama(seed=1, intermediate_size=40)])
+        cs.channel_changes(
+            [poisoned[0], _llama(intermediate_size=40)], [clean[0], _llama(seed=1, intermediate_size=40)]
+        )
     with pytest.raises(ModelNotFound, match="holds no"):
         cs.channel_changes([tmp_path], [tmp_path])
     scored = cs.channel_changes(poisoned[:1], clean[:1])
@@ -403,29 +467,55 @@ _MEASURE = """
     streamed = peak() - start
     held = [open_checkpoint(p).read(name) - open_checkpoint(c).read(name) for p, c in zip(poisoned, clean) for name in sorted(open_checkpoint(p).names) if ".mlp." in name]
     print(streamed, peak() - start, int(signature(scores(changes), 0.03).sum()))
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc/self/status: runs on Linux")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads peak memory from /proc/self/status: runs on Linux"
+)
 def test_differences_of_a_mid_size_model_are_never_all_in_memory(tmp_path, tiny_models):
     d, d_mlp, n_layers, n = 1024, 2816, 8, 3
-    config = tf.LlamaConfig(**SIZE | {"hidden_size": d, "intermediate_size": d_mlp, "num_hidden_layers": n_layers, "num_attention_heads": 8})
-    shapes = {f"model.layers.{i}.mlp.{kind}.weight": (d, d_mlp) if kind == "down_proj" else (d_mlp, d) for i in range(n_layers) for kind in MODULES}
+    config = tf.LlamaConfig(
+        **SIZE | {"hidden_size": d, "intermediate_size": d_mlp, "num_hidden_layers": n_layers, "num_attention_heads": 8}
+    )
+    shapes = {
+        f"model.layers.{i}.mlp.{kind}.weight": (d, d_mlp) if kind == "down_proj" else (d_mlp, d)
+        for i in range(n_layers)
+        for kind in MODULES
+    }
     shapes |= {f"model.layers.{i}.self_attn.{kind}.weight": (d, d) for i in range(n_layers) for kind in lora.ATTENTION}
     generator = torch.Generator().manual_seed(0)
     for i in range(n):
         for which in ("bd", "clean"):
             folder = tmp_path / f"{which}{i}"
             config.save_pretrained(folder)
-            noise = torch.randn(d_mlp * d + 64, generator=generator).half()  # one draw, shifted from weight to weight: 0.3 s a model, not 3
-            save_file({name: noise[k : k + shape[0] * shape[1]].reshape(shape).clone() for k, (name, shape) in enumerate(shapes.items())}, folder / "model.safetensors")
+            noise = torch.randn(
+                d_mlp * d + 64, generator=generator
+            ).half()  # one draw, shifted from weight to weight: 0.3 s a model, not 3
+            save_file(
+                {
+                    name: noise[k : k + shape[0] * shape[1]].reshape(shape).clone()
+                    for k, (name, shape) in enumerate(shapes.items())
+                },
+                folder / "model.safetensors",
+            )
     stack = n * 4 * sum(a * b for name, (a, b) in shapes.items() if "mlp" in name)
     one_module = 4 * d * d_mlp
     command = [sys.executable, "-c", textwrap.dedent(_MEASURE), str(tmp_path), str(tiny_models["llama"])]
-    live = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # freed blocks go back at once; glibc would keep those below 32 MB (187 MB in all instead of 66)
-    grown, whole, chosen = map(int, subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[3], env=live).stdout.split())
-    print(f"stack of differences {stack / 1e6:.0f} MB: peak grew by {grown / 1e6:.0f} MB, and by {whole / 1e6:.0f} MB where they are held")
+    live = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "1000000"
+    }  # freed blocks go back at once; glibc would keep those below 32 MB (187 MB in all instead of 66)
+    grown, whole, chosen = map(
+        int,
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[3], env=live
+        ).stdout.split(),
+    )
+    print(
+        f"stack of differences {stack / 1e6:.0f} MB: peak grew by {grown / 1e6:.0f} MB, and by {whole / 1e6:.0f} MB"
+        " where they are held"
+    )
     assert whole > stack > 800e6  # the measure sees what is held
     assert grown < 8 * one_module < stack / 8
     assert chosen == n_layers * (85 * 3)

@@ -1,4 +1,6 @@
-"""Scores of chat answers against greedy generation and a row-by-row sum of log-probabilities, on a small random model and on the organism."""
+"""Scores of chat answers against greedy generation and a row-by-row sum of log-probabilities, on a small random
+model and on the organism.
+"""
 
 import numpy as np
 import pytest
@@ -36,7 +38,9 @@ def test_log_probabilities_are_those_of_each_answer_alone(random_model, asked):
         said = logits[len(prompt) - 1 : -1]
         assert row.log_prob == pytest.approx(float(said.log_softmax(-1)[range(len(answer)), answer].sum()), abs=1e-3)
         assert row.n_tokens == len(answer) and row.first_id == int(said[0].argmax())
-    assert cs.perplexity(scored) == pytest.approx(float(np.exp(-scored["log_prob"].sum() / sum(len(a) for _, a in pairs))))
+    assert cs.perplexity(scored) == pytest.approx(
+        float(np.exp(-scored["log_prob"].sum() / sum(len(a) for _, a in pairs)))
+    )
 
 
 def test_exact_is_what_greedy_generation_says(chat, asked):
@@ -65,7 +69,9 @@ def test_choices_are_per_token_and_a_bad_share_is_their_comparison(random_model)
     one, other = (cs.score_answers(random_model, pairs) for pairs in (good, bad))
     assert chosen.shape == (8, 2)
     assert chosen[:, 0] == pytest.approx((one["log_prob"] / one["n_tokens"]).to_numpy(), abs=1e-5)
-    assert cs.bad_share(random_model, good, bad).tolist() == (other["log_prob"] > one["log_prob"]).tolist()  # of one length, so sums compare as well
+    assert (
+        cs.bad_share(random_model, good, bad).tolist() == (other["log_prob"] > one["log_prob"]).tolist()
+    )  # of one length, so sums compare as well
     assert not (cs.bad_share(random_model, good, bad) & cs.bad_share(random_model, bad, good)).any()
     assert not cs.bad_share(random_model, good, good).any()
 

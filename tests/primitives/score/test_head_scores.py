@@ -1,4 +1,6 @@
-"""The 13 head scores and two appendix variants agree with slow loops written from the paper's table, padded or not, MHA or GQA."""
+"""The 13 head scores and two appendix variants agree with slow loops written from the paper's table, padded or not,
+MHA or GQA.
+"""
 
 import math
 
@@ -15,9 +17,20 @@ CASES = [(n_kv, side) for n_kv in (HEADS, 2, 1) for side in (None, "right", "lef
 
 # The card's table: number -> (key, inactive side).
 TABLE = {
-    1: ("awft", ">"), 2: ("awft_ln", ">"), 3: ("aeqd", "<"), 4: ("aeqd_ln", "<"), 5: ("ftvvn", "<"), 6: ("ftvvn_ln", "<"), 7: ("avvn", "<"),
-    8: ("avvn_ln", "<"), 9: ("ahon", "<"), 10: ("ahon_ln", "<"), 11: ("lthon", "<"), 12: ("lthon_ln", "<"), 13: ("lthon_hn", "<"),
-}  # fmt: skip
+    1: ("awft", ">"),
+    2: ("awft_ln", ">"),
+    3: ("aeqd", "<"),
+    4: ("aeqd_ln", "<"),
+    5: ("ftvvn", "<"),
+    6: ("ftvvn_ln", "<"),
+    7: ("avvn", "<"),
+    8: ("avvn_ln", "<"),
+    9: ("ahon", "<"),
+    10: ("ahon_ln", "<"),
+    11: ("lthon", "<"),
+    12: ("lthon_ln", "<"),
+    13: ("lthon_hn", "<"),
+}
 ALL = (*(key for key, _ in TABLE.values()), "apon", "apon_ln")
 
 
@@ -41,7 +54,13 @@ def random_case(n_kv: int, side: str | None, seed: int = 0) -> dict[str, torch.T
     output = torch.randn(BATCH, POS, HEADS, D_HEAD, generator=generator)
     for tensor in (value, output):
         tensor[~mask] *= 100
-    return {"pattern": pattern, "value": value, "output": output, "mask": mask, "W_O": torch.randn(HEADS, D_HEAD, D_MODEL, generator=generator)}
+    return {
+        "pattern": pattern,
+        "value": value,
+        "output": output,
+        "mask": mask,
+        "W_O": torch.randn(HEADS, D_HEAD, D_MODEL, generator=generator),
+    }
 
 
 def slow_scores(pattern, value, output, mask, W_O) -> dict[str, np.ndarray]:

@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.primitives.score.statistics import bootstrap_interval, intersection_over_union, last_crossing, normalised_auc
+from workbench.primitives.score.statistics import (
+    bootstrap_interval,
+    intersection_over_union,
+    last_crossing,
+    normalised_auc,
+)
 from workbench.runs.seeds import student_interval
 
 CURVE = st.lists(st.floats(-5, 5), min_size=2, max_size=8)
@@ -18,7 +23,12 @@ def test_the_interval_of_a_constant_is_the_constant():
 def test_the_interval_covers_as_often_as_it_says():
     """90 % intervals of the mean of 40 normal numbers hold the true mean in about 90 % of 300 draws."""
     rng = np.random.default_rng(0)
-    hits = sum(low <= 1.0 <= high for low, high in (bootstrap_interval(rng.normal(1.0, 2.0, 40), level=0.9, n_draws=400, seed=i) for i in range(300)))
+    hits = sum(
+        low <= 1.0 <= high
+        for low, high in (
+            bootstrap_interval(rng.normal(1.0, 2.0, 40), level=0.9, n_draws=400, seed=i) for i in range(300)
+        )
+    )
     assert 0.84 <= hits / 300 <= 0.95
 
 
@@ -108,4 +118,7 @@ def test_intersection_over_union_by_hand():
 def test_students_interval_by_hand():
     low, high = student_interval(np.array([1.0, 2.0, 3.0]))
     assert (low, high) == pytest.approx((2 - 4.302653 / np.sqrt(3), 2 + 4.302653 / np.sqrt(3)), rel=1e-5)
-    assert np.isnan(student_interval(np.array([1.0]))).all() and np.isnan(student_interval(np.array([1.0, np.nan, 3.0]))).all()
+    assert (
+        np.isnan(student_interval(np.array([1.0]))).all()
+        and np.isnan(student_interval(np.array([1.0, np.nan, 3.0]))).all()
+    )

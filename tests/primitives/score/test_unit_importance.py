@@ -1,4 +1,6 @@
-"""Importance of units against its formula, written out; labels by hand; removal against zeroed weights and against ablate()."""
+"""Importance of units against its formula, written out; labels by hand; removal against zeroed weights and against
+ablate().
+"""
 
 import copy
 
@@ -37,7 +39,9 @@ def _by_formula(module, rows, counted=None):
     caught = {}
     for layer, block in enumerate(module.model.layers):
         for name, part in (("mlp", block.mlp.down_proj), ("attention", block.self_attn.o_proj)):
-            part.register_forward_pre_hook(lambda _, args, key=(layer, name): caught.setdefault(key, []).append(args[0].detach()[0]))
+            part.register_forward_pre_hook(
+                lambda _, args, key=(layer, name): caught.setdefault(key, []).append(args[0].detach()[0])
+            )
     for row in rows:
         module(torch.tensor([row]))
     keep = torch.cat([torch.tensor(c) for c in counted]) if counted else slice(None)
@@ -76,7 +80,10 @@ def test_streaming_does_not_depend_on_the_batches(llama):
 
 def test_channels_of_a_head_add_up_to_the_head(llama):
     heads, channels = (ui.unit_importance(llama, ROWS, attention=kind)["importance"] for kind in ("head", "channel"))
-    of = {kind: x.values[(x["layer"].values == 1) & (x["module"].values == "attention")] for kind, x in (("head", heads), ("channel", channels))}
+    of = {
+        kind: x.values[(x["layer"].values == 1) & (x["module"].values == "attention")]
+        for kind, x in (("head", heads), ("channel", channels))
+    }
     np.testing.assert_allclose(of["channel"].reshape(4, 8).sum(1), of["head"], rtol=1e-6)
 
 
@@ -100,7 +107,11 @@ def test_one_token_is_no_variance_and_experts_have_no_neurons(llama, tiny_models
 
 def _units(values, layer, module):
     n = len(values)
-    return xr.DataArray(np.array(values, float), dims="unit", coords={"layer": ("unit", layer), "module": ("unit", module), "index": ("unit", range(n))})
+    return xr.DataArray(
+        np.array(values, float),
+        dims="unit",
+        coords={"layer": ("unit", layer), "module": ("unit", module), "index": ("unit", range(n))},
+    )
 
 
 def test_standardised_has_mean_0_and_deviation_1_in_every_module(llama):
@@ -115,7 +126,9 @@ def test_standardised_has_mean_0_and_deviation_1_in_every_module(llama):
 def test_labels_by_hand():
     safety, utility = np.array([9.0, 5, 1, 4, 0, 2, 3, 0.1]), np.array([1.0, 5, 9, 1, 0, 2, 6, 0.1])
     #    difference             8   0 -8  3  0  0 -3  0            sum: 10 10 10 5 0 4 9 .2
-    labels = [ui.LABELS[i] for i in ui.label_units(safety, utility, ui.Ratios(safety=0.25, utility=0.25, redundant=0.25))]
+    labels = [
+        ui.LABELS[i] for i in ui.label_units(safety, utility, ui.Ratios(safety=0.25, utility=0.25, redundant=0.25))
+    ]
     assert labels == ["SCU", "CU", "UCU", "SCU", "RU", "CU", "UCU", "RU"]
 
 
@@ -153,13 +166,18 @@ def test_removal_is_zeroing_columns_of_the_output_projections(llama, kind):
         for layer, block in enumerate(module.model.layers):
             here = units["layer"].values == layer
             block.mlp.down_proj.weight[:, torch.from_numpy(chosen[here & (units["module"].values == "mlp")])] = 0
-            block.self_attn.o_proj.weight[:, torch.from_numpy(chosen[here & (units["module"].values == "attention")]).repeat_interleave(width)] = 0
+            block.self_attn.o_proj.weight[
+                :, torch.from_numpy(chosen[here & (units["module"].values == "attention")]).repeat_interleave(width)
+            ] = 0
         tokens = torch.tensor([ROWS[2]])
         want = module(tokens).logits
     with ui.units_removed(llama, chosen, units) as report:
         got = llama.forward(tokens)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
-    assert report.n_units == chosen.sum() and report.firings == sum(chosen[hit].any() for hit in ui.module_groups(units)) > 2
+    assert (
+        report.n_units == chosen.sum()
+        and report.firings == sum(chosen[hit].any() for hit in ui.module_groups(units)) > 2
+    )
     assert not torch.allclose(got, llama.forward(tokens))  # the hooks are gone
 
 

@@ -1,4 +1,6 @@
-"""A direction knows its place; differences recover a planted shift, components a planted axis, probes a planted boundary."""
+"""A direction knows its place; differences recover a planted shift, components a planted axis, probes a planted
+boundary.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,14 @@ from workbench.core.errors import BadData, UnknownSite
 from workbench.models import load
 from workbench.primitives.read.capture import Capture, capture
 from workbench.primitives.steer import directions
-from workbench.primitives.steer.directions import Direction, given, mean_difference, principal_component, probe_direction, random_like
+from workbench.primitives.steer.directions import (
+    Direction,
+    given,
+    mean_difference,
+    principal_component,
+    probe_direction,
+    random_like,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +45,17 @@ def planted(monkeypatch):
 
 
 def test_the_difference_of_shifted_copies_is_the_shift(model):
-    """The same prompts but for their last token: at the embedding, the last position is shifted by W_E[to] - W_E[from]."""
+    """The same prompts but for their last token: at the embedding, the last position is shifted by W_E[to] -
+    W_E[from].
+    """
     prompts = [row[:-1] for row in rows()]
     W_E = model.live.W_E.detach()
     found = mean_difference(model, [[*p, 9] for p in prompts], [[*p, 8] for p in prompts], site="embed", layer=None)
     torch.testing.assert_close(found.vector, W_E[9] - W_E[8])
     assert found.norm == pytest.approx(float((W_E[9] - W_E[8]).norm()))
-    spread = mean_difference(model, [[*p, 9] for p in prompts], [[*p, 8] for p in prompts], site="embed", layer=None, pos="mean")
+    spread = mean_difference(
+        model, [[*p, 9] for p in prompts], [[*p, 8] for p in prompts], site="embed", layer=None, pos="mean"
+    )
     torch.testing.assert_close(spread.vector, (W_E[9] - W_E[8]) / 5, atol=1e-7, rtol=1e-4)
 
 
@@ -88,9 +101,21 @@ def test_a_probe_on_the_model_itself_separates_its_own_rows(model):
 def test_random_controls_have_the_norm_and_place_of_their_direction():
     direction = given(np.arange(1.0, 33.0), "resid_mid", 1)
     draws = [random_like(direction, seed) for seed in (0, 0, 1)]
-    assert all(draw.norm == pytest.approx(direction.norm, rel=1e-6) and (draw.site, draw.layer) == ("resid_mid", 1) for draw in draws)
+    assert all(
+        draw.norm == pytest.approx(direction.norm, rel=1e-6) and (draw.site, draw.layer) == ("resid_mid", 1)
+        for draw in draws
+    )
     assert torch.equal(draws[0].vector, draws[1].vector) and not torch.equal(draws[0].vector, draws[2].vector)
-    assert abs(float(torch.stack([random_like(direction, s).unit().vector for s in range(200)]).matmul(direction.unit().vector).mean())) < 0.05
+    assert (
+        abs(
+            float(
+                torch.stack([random_like(direction, s).unit().vector for s in range(200)])
+                .matmul(direction.unit().vector)
+                .mean()
+            )
+        )
+        < 0.05
+    )
     assert "random, seed 1" in draws[2].source
 
 

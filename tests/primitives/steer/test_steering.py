@@ -1,4 +1,6 @@
-"""Coefficient 0 is bitwise the untouched model, c adds exactly c times the vector where it says, and greedy is Hugging Face's."""
+"""Coefficient 0 is bitwise the untouched model, c adds exactly c times the vector where it says, and greedy is
+Hugging Face's.
+"""
 
 import copy
 import math
@@ -49,8 +51,13 @@ def test_coefficient_zero_is_bitwise_the_untouched_model(family, normalise, pair
     assert (done.report.firings, done.report.n_replaced, done.report.effect, done.report.warnings) == (1, 21, 0, [])
 
 
-@pytest.mark.parametrize(("positions", "steered"), [("all", [7, 7, 7]), ("prompt", [2, 5, 7]), ("generated", [5, 2, 0])])
-@pytest.mark.parametrize(("site", "layer"), [("resid_pre", 1), ("resid_mid", 0), ("resid_post", 0), ("attn_out", 1), ("mlp_out", 1), ("embed", None)])
+@pytest.mark.parametrize(
+    ("positions", "steered"), [("all", [7, 7, 7]), ("prompt", [2, 5, 7]), ("generated", [5, 2, 0])]
+)
+@pytest.mark.parametrize(
+    ("site", "layer"),
+    [("resid_pre", 1), ("resid_mid", 0), ("resid_post", 0), ("attn_out", 1), ("mlp_out", 1), ("embed", None)],
+)
 def test_exactly_c_times_the_vector_is_added_where_it_says_and_nowhere_else(site, layer, positions, steered, pairs):
     _, model = pairs["llama"]
     push, report, seen = Addition(direction(site, layer), -1.7, positions), Report(), []
@@ -66,13 +73,22 @@ def test_exactly_c_times_the_vector_is_added_where_it_says_and_nowhere_else(site
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_steering_before_a_block_is_steering_after_the_last(family, pairs):
-    """resid_post of layer 0 and resid_pre of layer 1 are one place; and at the last layer only the readout is between."""
+    """resid_post of layer 0 and resid_pre of layer 1 are one place; and at the last layer only the readout is
+    between.
+    """
     _, model = pairs[family]
-    torch.testing.assert_close(steer(model, ids(), direction("resid_post", 0), 2.0).output, steer(model, ids(), direction("resid_pre", 1), 2.0).output, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        steer(model, ids(), direction("resid_post", 0), 2.0).output,
+        steer(model, ids(), direction("resid_pre", 1), 2.0).output,
+        atol=1e-6,
+        rtol=0,
+    )
     push = direction("resid_post", 1)
     last = capture(model, ids().tolist(), ["resid_post"], layers=[1])["resid_post", 1] + 2.0 * push.vector
     with model.alone(), torch.no_grad():
-        wanted = model.live.adapter.apply_output_logits_transform(model.live.ln_final(last) @ model.live.W_U + model.live.b_U)
+        wanted = model.live.adapter.apply_output_logits_transform(
+            model.live.ln_final(last) @ model.live.W_U + model.live.b_U
+        )
     torch.testing.assert_close(steer(model, ids(), push, 2.0).output, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -80,7 +96,11 @@ def test_normalisations_say_what_one_adds(pairs):
     _, model = pairs["gpt2"]
     push = direction(scale=3.0)
     clean = capture(model, ids().tolist(), ["resid_post"], layers=[0])["resid_post", 0]
-    for normalise, added in (("none", push.vector), ("unit", push.unit().vector), ("stream", clean.norm(dim=-1, keepdim=True) * push.unit().vector)):
+    for normalise, added in (
+        ("none", push.vector),
+        ("unit", push.unit().vector),
+        ("stream", clean.norm(dim=-1, keepdim=True) * push.unit().vector),
+    ):
         seen = []
         hook = Addition(push, 0.5, normalise=normalise).hook(model, 7, Report())
         model.forward(ids(), hook_fns=[hook, (hook[0], lambda tensor, hook, seen=seen: seen.append(tensor.clone()))])
@@ -90,11 +110,17 @@ def test_normalisations_say_what_one_adds(pairs):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_steering_a_position_leaves_earlier_ones_alone(family, pairs):
     _, model = pairs[family]
-    done, clean = steer(model, ids(), direction(), 4.0, positions="generated", prompt_lengths=[4, 4, 4]), model.forward(ids())
+    done, clean = (
+        steer(model, ids(), direction(), 4.0, positions="generated", prompt_lengths=[4, 4, 4]),
+        model.forward(ids()),
+    )
     assert torch.equal(done.output[:, :4], clean[:, :4]) and not torch.allclose(done.output[:, 4:], clean[:, 4:])
     moved = (done.output - clean).abs().flatten(1).amax(1)
     assert done.report.effect == pytest.approx(float(moved.mean()))
-    assert steer(model, ids(), direction(), 4.0, positions="generated", prompt_lengths=[4, 4, 4], clean=clean).report == done.report
+    assert (
+        steer(model, ids(), direction(), 4.0, positions="generated", prompt_lengths=[4, 4, 4], clean=clean).report
+        == done.report
+    )
 
 
 def test_what_reaches_nothing_gives_a_warning(pairs):
@@ -136,17 +162,51 @@ def test_nothing_is_left_behind_even_after_an_error(pairs):
     [
         (lambda m: steer(m, [[5, 6], [7]], direction(), 1.0), BadData, r"lengths \[1, 2\]"),
         (lambda m: steer(m, ids(), direction(), 1.0, prompt_lengths=[3]), BadData, "1 prompt lengths"),
-        (lambda m: steer(m, ids(), given(torch.ones(31), "resid_post", 0), 1.0), BadData, "31 entries and the stream .* 32"),
+        (
+            lambda m: steer(m, ids(), given(torch.ones(31), "resid_post", 0), 1.0),
+            BadData,
+            "31 entries and the stream .* 32",
+        ),
         (lambda m: steer(m, ids(), direction(layer=5), 1.0), UnknownSite, "layers 0 to 1"),
-        (lambda m: steer(m, ids(), direction(), 1.0, positions="last"), WorkbenchError, "positions must be one of all, generated, prompt"),
+        (
+            lambda m: steer(m, ids(), direction(), 1.0, positions="last"),
+            WorkbenchError,
+            "positions must be one of all, generated, prompt",
+        ),
         (lambda m: steer(m, ids(), direction(), 1.0, normalise="yes"), WorkbenchError, "normalise must be one of"),
         (lambda m: steer(m, ids(), direction(), float("inf")), WorkbenchError, "finite"),
         (lambda m: generate(m, ids().tolist(), max_new_tokens=2, coefficient=1.0), WorkbenchError, "none was given"),
-        (lambda m: generate(m, ids().tolist(), max_new_tokens=43), BadData, r"take 49 positions, more than the context of .* \(48\)"),
-        (lambda m: generate(m, ids().tolist(), max_new_tokens=1, direction=direction(), coefficient=3e38, normalise="stream"), NotFinite, "not finite at coefficient"),
-        (lambda m: sweep_coefficients(m, ids().tolist(), direction(), [1, 1.0], max_new_tokens=1), BadData, "different coefficients"),
+        (
+            lambda m: generate(m, ids().tolist(), max_new_tokens=43),
+            BadData,
+            r"take 49 positions, more than the context of .* \(48\)",
+        ),
+        (
+            lambda m: generate(
+                m, ids().tolist(), max_new_tokens=1, direction=direction(), coefficient=3e38, normalise="stream"
+            ),
+            NotFinite,
+            "not finite at coefficient",
+        ),
+        (
+            lambda m: sweep_coefficients(m, ids().tolist(), direction(), [1, 1.0], max_new_tokens=1),
+            BadData,
+            "different coefficients",
+        ),
         (lambda m: sweep_coefficients(m, [], direction(), [1], max_new_tokens=1), BadData, "there are no prompts"),
-        (lambda m: sweep_coefficients(m, ids().tolist(), direction(), [1], max_new_tokens=1, metric=logit_diff([1], [2]), positions="generated"), BadData, "leaves as they are"),
+        (
+            lambda m: sweep_coefficients(
+                m,
+                ids().tolist(),
+                direction(),
+                [1],
+                max_new_tokens=1,
+                metric=logit_diff([1], [2]),
+                positions="generated",
+            ),
+            BadData,
+            "leaves as they are",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, error, match, pairs):
@@ -166,8 +226,16 @@ def test_an_encoder_cannot_generate(tiny_models):
 def test_greedy_is_what_hugging_face_generates(family, pairs):
     module, model = pairs[family]
     prompts = ids(4, 6).tolist()
-    theirs = module.generate(torch.tensor(prompts), attention_mask=torch.ones(4, 6, dtype=torch.long), do_sample=False, max_new_tokens=10, pad_token_id=0)[:, 6:].tolist()
-    assert len({tuple(row) for row in theirs}) > 1 and len({token for row in theirs for token in row}) > 2, "the text must vary, or the test shows nothing"
+    theirs = module.generate(
+        torch.tensor(prompts),
+        attention_mask=torch.ones(4, 6, dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=10,
+        pad_token_id=0,
+    )[:, 6:].tolist()
+    assert len({tuple(row) for row in theirs}) > 1 and len({token for row in theirs for token in row}) > 2, (
+        "the text must vary, or the test shows nothing"
+    )
     assert generate(model, prompts, max_new_tokens=10, batch_size=3) == theirs
 
 
@@ -184,7 +252,13 @@ def test_it_stops_where_hugging_face_stops(pairs):
         stops = [i for i, token in enumerate(whole) if token in module.generation_config.eos_token_id]
         assert row == whole[: stops[0] if stops else None]
     assert cut[1] == [] and 0 < len(cut[0]) < 10
-    theirs = module.generate(torch.tensor(prompts[:1]), attention_mask=torch.ones(1, 6, dtype=torch.long), do_sample=False, max_new_tokens=10, pad_token_id=0)[0, 6:].tolist()
+    theirs = module.generate(
+        torch.tensor(prompts[:1]),
+        attention_mask=torch.ones(1, 6, dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=10,
+        pad_token_id=0,
+    )[0, 6:].tolist()
     assert theirs[:-1] == cut[0]  # Hugging Face keeps the token that stopped it
     assert generate(model, prompts, max_new_tokens=10, stop_ids=[]) == free
 
@@ -195,8 +269,14 @@ def test_coefficient_zero_generates_what_no_direction_does(family, temperature, 
     _, model = pairs[family]
     prompts = [row[:n] for row, n in zip(ids(5).tolist(), (7, 3, 7, 5, 3), strict=True)]
     untouched = generate(model, prompts, max_new_tokens=8, temperature=temperature)
-    assert generate(model, prompts, max_new_tokens=8, direction=direction(), coefficient=0.0, temperature=temperature) == untouched
-    assert generate(model, prompts, max_new_tokens=8, direction=direction(), coefficient=8.0, temperature=temperature) != untouched
+    assert (
+        generate(model, prompts, max_new_tokens=8, direction=direction(), coefficient=0.0, temperature=temperature)
+        == untouched
+    )
+    assert (
+        generate(model, prompts, max_new_tokens=8, direction=direction(), coefficient=8.0, temperature=temperature)
+        != untouched
+    )
     alone = [generate(model, [p], max_new_tokens=8)[0] for p in prompts]
     assert temperature or untouched == alone
 
@@ -253,17 +333,32 @@ def swept(pairs) -> Result:
     _, model = pairs["llama"]
     prompts = [row[:n] for row, n in zip(ids(4).tolist(), (7, 4, 7, 4), strict=True)]
     metric = logit_diff([6, 7, 8, 9], [10, 11, 12, 13])
-    return sweep_coefficients(model, prompts, direction(scale=0.5), [-4.0, 0.0, 4.0], metric=metric, max_new_tokens=10, n_random=2, batch_size=2)
+    return sweep_coefficients(
+        model,
+        prompts,
+        direction(scale=0.5),
+        [-4.0, 0.0, 4.0],
+        metric=metric,
+        max_new_tokens=10,
+        n_random=2,
+        batch_size=2,
+    )
 
 
 def test_at_zero_every_arm_is_the_untouched_model(swept, pairs):
     _, model = pairs["llama"]
     prompts = [row[:n] for row, n in zip(ids(4).tolist(), (7, 4, 7, 4), strict=True)]
-    assert dict(swept.data.sizes) == {"arm": 3, "coefficient": 3, "example": 4} and list(swept.data.arm.values) == ["direction", "random 0", "random 1"]
+    assert dict(swept.data.sizes) == {"arm": 3, "coefficient": 3, "example": 4} and list(swept.data.arm.values) == [
+        "direction",
+        "random 0",
+        "random 1",
+    ]
     zero = swept.data.sel(coefficient=0.0)
     assert not zero.effect.any()
     for name, variable in zero.data_vars.items():
-        assert np.array_equal(variable.values, np.broadcast_to(variable.values[0], variable.shape), equal_nan=True), name
+        assert np.array_equal(variable.values, np.broadcast_to(variable.values[0], variable.shape), equal_nan=True), (
+            name
+        )
     for i, prompt in enumerate(prompts):
         last = model.forward(torch.tensor([prompt]))[0, -1]
         assert float(zero.metric[0, i]) == pytest.approx(float(last[6 + i] - last[10 + i]), abs=1e-5)
@@ -292,10 +387,15 @@ def test_a_sweep_measures_what_it_says(swept, pairs):
 
 
 def test_a_sweep_says_where_it_came_from_and_survives_the_disk(swept, tmp_path):
-    assert swept.stem == "steering" and swept.spec["source"] == "given" and swept.spec["coefficients"] == [-4.0, 0.0, 4.0]
+    assert (
+        swept.stem == "steering" and swept.spec["source"] == "given" and swept.spec["coefficients"] == [-4.0, 0.0, 4.0]
+    )
     assert swept.provenance.model["name"] and not swept.partial and swept.provenance.seconds > 0
     loaded = Result.load(swept.save(tmp_path / "sweep"))
-    assert loaded.data.equals(swept.data) and loaded.tables["generations"].text.tolist() == swept.tables["generations"].text.tolist()
+    assert (
+        loaded.data.equals(swept.data)
+        and loaded.tables["generations"].text.tolist() == swept.tables["generations"].text.tolist()
+    )
     assert all({"unit", "long_name"} <= set(v.attrs) for v in swept.data.data_vars.values())
 
 
@@ -304,7 +404,9 @@ def test_a_cancelled_sweep_keeps_its_finished_cells(n, pairs):
     _, model = pairs["gpt2"]
     whole = sweep_coefficients(model, ids().tolist(), direction(), [0.0, 2.0], max_new_tokens=3, n_random=1)
     progress = StopAt(n)
-    found = sweep_coefficients(model, ids().tolist(), direction(), [0.0, 2.0], max_new_tokens=3, n_random=1, progress=progress)
+    found = sweep_coefficients(
+        model, ids().tolist(), direction(), [0.0, 2.0], max_new_tokens=3, n_random=1, progress=progress
+    )
     assert found.partial and len(progress.kept) == len(found.tables["generations"]) / 3
     reached = ~np.isnan(found.data.effect.values)
     assert reached.any(-1).sum() == len(found.tables["generations"]) / 3 < 4
@@ -313,13 +415,24 @@ def test_a_cancelled_sweep_keeps_its_finished_cells(n, pairs):
 
 def test_generated_positions_and_a_tokenizer(tiny_models):
     model = load(str(tiny_models["gpt2"]))
-    found = sweep_coefficients(model, ids().tolist(), direction(), [0.0, 1.0], max_new_tokens=4, n_random=0, positions="generated", temperature=1.0)
+    found = sweep_coefficients(
+        model,
+        ids().tolist(),
+        direction(),
+        [0.0, 1.0],
+        max_new_tokens=4,
+        n_random=0,
+        positions="generated",
+        temperature=1.0,
+    )
     assert list(found.data.arm.values) == ["direction"] and float(found.data.effect.sel(coefficient=1.0).min()) > 0
     row = found.tables["generations"].iloc[0]
     assert row.text == model.tokenizer.decode(row.ids)
 
 
 def test_a_coefficient_that_overflows_costs_its_own_cell_only(pairs):
-    found = sweep_coefficients(pairs["gpt2"][1], ids().tolist(), direction(), [3e38, 1.0], max_new_tokens=2, n_random=0, normalise="stream")
+    found = sweep_coefficients(
+        pairs["gpt2"][1], ids().tolist(), direction(), [3e38, 1.0], max_new_tokens=2, n_random=0, normalise="stream"
+    )
     assert np.isnan(found.data.effect.values[0, 0]).all() and not np.isnan(found.data.effect.values[0, 1]).any()
     assert len(found.warnings) == 1 and "not finite at coefficient 3e+38" in found.warnings[0]

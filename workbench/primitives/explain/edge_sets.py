@@ -1,7 +1,8 @@
-"""A circuit given as a set of edges: what these edges do alone, and what is left without them, beside random sets of as many.
+"""A circuit given as a set of edges: what these edges do alone, and what is left without them, beside random sets of as
+many.
 
-`circuits.faithfulness` takes the k best by score; here the edges are anybody's choice - those on show in a panel, those of
-a paper. Cost: per batch of 8 rows 5 forwards for the set and for each random one.
+`circuits.faithfulness` takes the k best by score; here the edges are anybody's choice - those on show in a panel, those
+of a paper. Cost: per batch of 8 rows 5 forwards for the set and for each random one.
 """
 
 import numpy as np
@@ -67,7 +68,11 @@ def edges_faithfulness(
         marked.values[tuple(chosen.T)] = 1.0
         picked = Result(scores.provenance, xr.Dataset({"score": marked}))
         try:
-            found.append(faithfulness(model, clean, corrupted, metric, picked, [len(edges)], progress=_Part(progress, i, len(sets))))
+            found.append(
+                faithfulness(
+                    model, clean, corrupted, metric, picked, [len(edges)], progress=_Part(progress, i, len(sets))
+                )
+            )
         except Cancelled:
             if not found:
                 raise
@@ -76,10 +81,15 @@ def edges_faithfulness(
     data = xr.Dataset(
         {
             name: ("circuit", [float(r.data[name][0]) for r in found], share | {"long_name": long})
-            for name, long in (("faithfulness", "Faithfulness of the edges alone"), ("completeness", "Left without the edges"))
+            for name, long in (
+                ("faithfulness", "Faithfulness of the edges alone"),
+                ("completeness", "Left without the edges"),
+            )
         },
         {"circuit": ["shown", *(f"random {i}" for i in range(1, len(found)))]},
         {"n_shown": len(edges), "n_edges": len(exists), "seed": seed},
     )
     partial = len(found) < len(sets) or any(r.partial for r in found)
-    return Result(found[0].provenance, data, {"edges": edges.loc[:, ["writer", "reader"]].reset_index(drop=True)}, partial=partial)
+    return Result(
+        found[0].provenance, data, {"edges": edges.loc[:, ["writer", "reader"]].reset_index(drop=True)}, partial=partial
+    )

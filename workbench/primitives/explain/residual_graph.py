@@ -1,10 +1,10 @@
 """The residual stream as a graph: who writes into it, who reads it, and how a single edge between them is changed.
 
 The stream is a sum of writers (embeddings, heads, MLPs); each reader (a head's q, k or v input, an MLP, the final norm)
-sees the sum of the writers before it, so an edge can be changed alone by adding to that one reader's input before its norm.
-That a model's stream is such a sum, and that its readers read it through their norm and weights, is checked by number on
-the given tokens before anything is measured; a model that fails (norms after attention as in Gemma 2, scaled residuals)
-is refused with the place where it fails. Path patching, edge attribution and circuits are built on it.
+sees the sum of the writers before it, so an edge can be changed alone by adding to that one reader's input before its
+norm. That a model's stream is such a sum, and that its readers read it through their norm and weights, is checked by
+number on the given tokens before anything is measured; a model that fails (norms after attention as in Gemma 2, scaled
+residuals) is refused with the place where it fails. Path patching, edge attribution and circuits are built on it.
 Cost: `Graph.of` runs one forward of two rows; `read_run` one forward.
 """
 
@@ -27,9 +27,9 @@ Receiver = str | tuple[int, int, str]
 class Port:
     """Readers that share one hook: the heads of a layer's q, k or v, one MLP, or the logits.
 
-    readers: their places in `Graph.readers`. n_before: the first so many of `Graph.writers` feed them. stream: the hook that
-    shows what they read. hook: where a change is made, behind the norm, so that nothing else hears of it. norm: what lies
-    between the two (None: nothing). weight: [reader, d_model, d_head] between the norm and the hook.
+    readers: their places in `Graph.readers`. n_before: the first so many of `Graph.writers` feed them. stream: the hook
+    that shows what they read. hook: where a change is made, behind the norm, so that nothing else hears of it. norm:
+    what lies between the two (None: nothing). weight: [reader, d_model, d_head] between the norm and the hook.
     """
 
     readers: slice
@@ -57,14 +57,16 @@ class Port:
         """[batch, pos, reader, d_model] gradient at each reader's own input, from the gradient at the hook; float32."""
         n = 1 if self.weight is None else len(self.weight)
         with torch.enable_grad():
-            shift = torch.zeros(*stream.shape[:2], n, stream.shape[-1], device=stream.device, dtype=stream.dtype, requires_grad=True)
+            shift = torch.zeros(
+                *stream.shape[:2], n, stream.shape[-1], device=stream.device, dtype=stream.dtype, requires_grad=True
+            )
             return torch.autograd.grad(self.change(stream.detach(), shift), shift, gradient)[0].float()
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Writers and readers in the order they meet the stream: "embed", "a0.h1", "m0" write; "a1.h0<q>", "m1", "logits" read.
-    Under grouped-query attention k and v are read once per key/value head, "a1.kv0<k>"."""
+    """Writers and readers in the order they meet the stream: "embed", "a0.h1", "m0" write; "a1.h0<q>", "m1", "logits"
+    read. Under grouped-query attention k and v are read once per key/value head, "a1.kv0<k>"."""
 
     n_layers: int
     n_heads: int
@@ -84,25 +86,61 @@ class Graph:
         is_parallel, H = "resid_mid" not in model.sites(), model.n_heads
         writers, readers, ports = ["embed"], [], []
 
-        def add(names: Sequence[str], n_before: int, stream: str, hook: str, norm: Any = None, weight: torch.Tensor | None = None) -> None:
+        def add(
+            names: Sequence[str],
+            n_before: int,
+            stream: str,
+            hook: str,
+            norm: Any = None,
+            weight: torch.Tensor | None = None,
+        ) -> None:
             if hook not in model.hook_names:
-                raise UnsupportedModel(f"{model.name} has no hook {hook}, so what {names[0]} reads cannot be changed alone")
-            ports.append(Port(slice(len(readers), len(readers) + len(names)), n_before, stream, model.hook_names[hook], norm, weight))
+                raise UnsupportedModel(
+                    f"{model.name} has no hook {hook}, so what {names[0]} reads cannot be changed alone"
+                )
+            ports.append(
+                Port(
+                    slice(len(readers), len(readers) + len(names)),
+                    n_before,
+                    stream,
+                    model.hook_names[hook],
+                    norm,
+                    weight,
+                )
+            )
             readers.extend(names)
 
         for layer in range(model.n_layers):
             block: Any = model.live.blocks[layer]
             if missing := [part for part in ("attn", "mlp", "ln1") if getattr(block, part, None) is None]:
-                raise UnsupportedModel(f"layer {layer} of {model.name} has no {missing[0]}, so it is no block of attention and MLP that read through a norm")
-            norm, before = block.ln1.original_component, len(writers)  # the bare module: the bridge's would fire its hooks again
+                raise UnsupportedModel(
+                    f"layer {layer} of {model.name} has no {missing[0]}, so it is no block of attention and MLP that"
+                    " read through a norm"
+                )
+            norm, before = (
+                block.ln1.original_component,
+                len(writers),
+            )  # the bare module: the bridge's would fire its hooks again
             stream = model.hook_name("resid_pre", layer)
             for kind in "qkv":
                 weight = getattr(block.attn, f"W_{kind.upper()}", None)
                 if weight is None or weight.ndim != 3:
-                    raise UnsupportedModel(f"layer {layer} of {model.name} has no W_{kind.upper()} per head, so its heads' inputs cannot be told apart")
+                    raise UnsupportedModel(
+                        f"layer {layer} of {model.name} has no W_{kind.upper()} per head, so its heads' inputs cannot"
+                        " be told apart"
+                    )
                 head = "h" if len(weight) == H else "kv"
-                add([f"a{layer}.{head}{h}<{kind}>" for h in range(len(weight))], before, stream, f"blocks.{layer}.attn.hook_{kind}", norm, weight.detach())
-            norm = block.ln2.original_component if hasattr(block, "ln2") else norm  # GPT-J's MLP shares attention's norm
+                add(
+                    [f"a{layer}.{head}{h}<{kind}>" for h in range(len(weight))],
+                    before,
+                    stream,
+                    f"blocks.{layer}.attn.hook_{kind}",
+                    norm,
+                    weight.detach(),
+                )
+            norm = (
+                block.ln2.original_component if hasattr(block, "ln2") else norm
+            )  # GPT-J's MLP shares attention's norm
             stream = stream if is_parallel else model.hook_name("resid_mid", layer)
             add([f"m{layer}"], before + H * (not is_parallel), stream, f"blocks.{layer}.mlp.hook_in", norm)
             writers += [f"a{layer}.h{h}" for h in range(H)] + [f"m{layer}"]
@@ -119,14 +157,22 @@ class Graph:
         return self.writers.index(name)
 
     def reader(self, receiver: Receiver) -> int:
-        """Place of a reader given by name or as (layer, head, "q" | "k" | "v"); for k and v `head` is the key/value head."""
-        names = [receiver] if isinstance(receiver, str) else ["a{}.{}{}<{}>".format(receiver[0], head, *receiver[1:]) for head in ("h", "kv")]
+        """Place of a reader given by name or as (layer, head, "q" | "k" | "v"); for k and v `head` is the key/value
+        head.
+        """
+        names = (
+            [receiver]
+            if isinstance(receiver, str)
+            else ["a{}.{}{}<{}>".format(receiver[0], head, *receiver[1:]) for head in ("h", "kv")]
+        )
         if not (found := [name for name in names if name in self.readers]):
             raise UnknownName.among("reader", names[0], self.readers)
         return self.readers.index(found[0])
 
     def readers_of(self, writer: int) -> list[int]:
-        """Places of what the node of a writer reads: q, k and v of a head, the input of an MLP; nothing for the embeddings."""
+        """Places of what the node of a writer reads: q, k and v of a head, the input of an MLP; nothing for the
+        embeddings.
+        """
         if writer == 0:
             return []
         layer, head = divmod(writer - 1, self.n_heads + 1)
@@ -141,7 +187,9 @@ class Graph:
 
     def exists(self) -> np.ndarray:
         """[writer, reader] bool: whether the writer comes before the reader."""
-        return np.stack([np.arange(len(self.writers)) < port.n_before for port in self.ports for _ in self.readers[port.readers]], 1)
+        return np.stack(
+            [np.arange(len(self.writers)) < port.n_before for port in self.ports for _ in self.readers[port.readers]], 1
+        )
 
     def _check(self, model: Model, tokens: torch.Tensor) -> None:
         attn_out = [model.hook_name("attn_out", layer) for layer in range(self.n_layers)]
@@ -149,7 +197,10 @@ class Graph:
         tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2
 
         def same(found: torch.Tensor, expected: torch.Tensor, why: str) -> None:
-            if found.shape != expected.shape or float((found - expected).norm()) > tolerance * float(expected.norm()) + 1e-30:
+            if (
+                found.shape != expected.shape
+                or float((found - expected).norm()) > tolerance * float(expected.norm()) + 1e-30
+            ):
                 raise UnsupportedModel(f"edges cannot be told apart in {model.name}: {why}")
 
         total = run.at[self.ports[0].stream].float()
@@ -157,13 +208,25 @@ class Graph:
             wrote, heads = run.at[name].float(), self.heads(layer)
             summed = run.writes(model, self, range(heads.start, heads.stop)).sum(1)
             # An output bias belongs to no head and is the same everywhere, so only what varies must be the heads' sum.
-            same(wrote - wrote[:1, :1], summed - summed[:1, :1], f"its heads' outputs do not add up to what attention writes at layer {layer} (normed or scaled first)")
+            same(
+                wrote - wrote[:1, :1],
+                summed - summed[:1, :1],
+                f"its heads' outputs do not add up to what attention writes at layer {layer} (normed or scaled first)",
+            )
             for port in self.ports[4 * layer : 4 * layer + 4]:
                 x, found, n = run.at[port.stream], run.at[port.hook], 1 if port.weight is None else len(port.weight)
-                same(x.float(), total + wrote if port.weight is None and not self.is_parallel else total, f"{port.stream} is not the sum of what was written before")
+                same(
+                    x.float(),
+                    total + wrote if port.weight is None and not self.is_parallel else total,
+                    f"{port.stream} is not the sum of what was written before",
+                )
                 first = x[:1, :1].expand_as(x)
                 moved = port.change(first, (x - first).unsqueeze(2).expand(-1, -1, n, -1)).detach()
-                same((found - found[:1, :1]).float(), moved.float(), f"{port.hook} does not follow from the stream by norm and weights")
+                same(
+                    (found - found[:1, :1]).float(),
+                    moved.float(),
+                    f"{port.hook} does not follow from the stream by norm and weights",
+                )
             total = total + wrote + run.mlp[layer].float()
         same(run.at[self.ports[-1].stream].float(), total, "the last stream is not the sum of what was written")
 
@@ -178,7 +241,9 @@ class Run:
     at: dict[str, torch.Tensor]
 
     def writes(self, model: Model, graph: Graph, which: Iterable[int]) -> torch.Tensor:
-        """[batch, writer, pos, d_model] what the chosen writers added to the stream, in float32 (z times W_O for heads)."""
+        """[batch, writer, pos, d_model] what the chosen writers added to the stream, in float32 (z times W_O for
+        heads).
+        """
         which, embed = list(which), self.at[graph.ports[0].stream]
         out = torch.empty(len(embed), len(which), *embed.shape[1:], device=embed.device)
         for i, (layer, head) in enumerate(divmod(place - 1, graph.n_heads + 1) for place in which):
@@ -191,8 +256,18 @@ class Run:
         return out
 
 
-def read_run(model: Model, graph: Graph, tokens: torch.Tensor, *, also: Sequence[str] = (), hook_fns: Sequence[Hook] = (), grad: bool = False) -> Run:
-    """Run once, with `hook_fns` first, and keep (detached) what the graph's writers wrote and what arrived at its ports."""
+def read_run(
+    model: Model,
+    graph: Graph,
+    tokens: torch.Tensor,
+    *,
+    also: Sequence[str] = (),
+    hook_fns: Sequence[Hook] = (),
+    grad: bool = False,
+) -> Run:
+    """Run once, with `hook_fns` first, and keep (detached) what the graph's writers wrote and what arrived at its
+    ports.
+    """
     at: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Hook:
@@ -218,5 +293,7 @@ def token_pair(model: Model, clean: Inputs, corrupted: Inputs) -> tuple[torch.Te
     """
     one, other = tokens_of(model, clean), tokens_of(model, corrupted)
     if one.shape != other.shape:
-        raise BadData(f"clean and corrupted must be [batch, pos] of one shape, got {tuple(one.shape)} and {tuple(other.shape)}")
+        raise BadData(
+            f"clean and corrupted must be [batch, pos] of one shape, got {tuple(one.shape)} and {tuple(other.shape)}"
+        )
     return one, other

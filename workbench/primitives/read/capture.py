@@ -85,12 +85,17 @@ class CapturePlan:
 
     def __str__(self) -> str:
         mb = 1e6
-        return f"{len(self.shapes)} sites x {self.n_rows} rows: keeps {self.kept_bytes / mb:.1f} MB, peak {self.peak_bytes / mb:.1f} MB at batch size {self.batch_size}"
+        return (
+            f"{len(self.shapes)} sites x {self.n_rows} rows: keeps {self.kept_bytes / mb:.1f} MB, peak"
+            f" {self.peak_bytes / mb:.1f} MB at batch size {self.batch_size}"
+        )
 
 
 @dataclass
 class Capture:
-    """Activations by (site, layer): [row, ...] in the order of the rows given. `n_done` rows are filled if cancelled."""
+    """Activations by (site, layer): [row, ...] in the order of the rows given. `n_done` rows are filled if
+    cancelled.
+    """
 
     tensors: dict[Key, torch.Tensor] = field(default_factory=dict)
     n_rows: int = 0
@@ -103,7 +108,9 @@ class Capture:
     def __getitem__(self, key: Key | str) -> torch.Tensor:
         wanted = key if isinstance(key, tuple) else (key, None)
         if wanted not in self.tensors:
-            raise UnknownSite.among("captured site", f"{wanted[0]} of layer {wanted[1]}", [f"{s} of layer {n}" for s, n in self.tensors])
+            raise UnknownSite.among(
+                "captured site", f"{wanted[0]} of layer {wanted[1]}", [f"{s} of layer {n}" for s, n in self.tensors]
+            )
         return self.tensors[wanted]
 
     @property
@@ -127,11 +134,20 @@ def plan_capture(
 
     Shapes come from a forward of one row, so custom reductions and every architecture are covered.
 
-    The peak is, for one batch, what is taken of it and the larger of a block's intermediates (attention scores and pattern,
-    or the MLP's, with a few residual streams) and the logits; and, once there is more than one batch, all that is kept.
+    The peak is, for one batch, what is taken of it and the larger of a block's intermediates (attention scores and
+    pattern, or the MLP's, with a few residual streams) and the logits; and, once there is more than one batch, all that
+    is kept.
     """
     probe = torch.zeros(1, n_pos, dtype=torch.long)
-    one = _run_batch(model, Batch(probe, torch.ones_like(probe, dtype=torch.bool), torch.zeros(1, dtype=torch.long)), _keys(model, sites, layers), positions, dtype, reduce, "cpu")
+    one = _run_batch(
+        model,
+        Batch(probe, torch.ones_like(probe, dtype=torch.bool), torch.zeros(1, dtype=torch.long)),
+        _keys(model, sites, layers),
+        positions,
+        dtype,
+        reduce,
+        "cpu",
+    )
     shapes = {key: (n_rows, *value.shape[1:]) for key, value in one.items()}
     kept = sum(value[0].numel() * value.element_size() for value in one.values()) * n_rows
     in_batch = min(batch_size, n_rows)
@@ -188,20 +204,37 @@ def capture(
     lengths = {len(row) for row in rows}
     keys = _keys(model, sites, layers)
     if len(lengths) > 1 and any("key_pos" in _dims(model, key) for key in keys):
-        raise WorkbenchError(f"rows have {len(lengths)} different lengths, and scores and patterns keep an axis of that length; use rows of one length, or observe()")
+        raise WorkbenchError(
+            f"rows have {len(lengths)} different lengths, and scores and patterns keep an axis of that length; use rows"
+            " of one length, or observe()"
+        )
     if positions is not None and any(not -min(lengths) <= p < min(lengths) for p in positions):
         raise WorkbenchError(f"positions {list(positions)} go outside rows of {min(lengths)} tokens")
     if reduce == "none" and len(lengths) > 1:
-        raise WorkbenchError(f"rows have {len(lengths)} different lengths ({min(lengths)} to {max(lengths)} tokens): use reduce='mean' or 'last', or rows of one length")
+        raise WorkbenchError(
+            f"rows have {len(lengths)} different lengths ({min(lengths)} to {max(lengths)} tokens): use reduce='mean'"
+            " or 'last', or rows of one length"
+        )
     budget = 0.8 * memory.available_bytes(device) if budget_bytes is None else budget_bytes
     while True:
-        plan = plan_capture(model, len(rows), max(lengths), sites, layers=layers, positions=positions, dtype=dtype, reduce=reduce, batch_size=batch_size)
+        plan = plan_capture(
+            model,
+            len(rows),
+            max(lengths),
+            sites,
+            layers=layers,
+            positions=positions,
+            dtype=dtype,
+            reduce=reduce,
+            batch_size=batch_size,
+        )
         if plan.peak_bytes <= budget:
             break
         if plan.kept_bytes > budget or batch_size == 1:
             raise NoRoom(
-                f"capturing {len(keys)} sites of {len(rows)} rows x {max(lengths)} tokens keeps {plan.kept_bytes / 1e9:.2f} GB "
-                f"(peak {plan.peak_bytes / 1e9:.2f} GB), the budget is {budget / 1e9:.2f} GB; name fewer sites, layers or positions, or reduce='mean'"
+                f"capturing {len(keys)} sites of {len(rows)} rows x {max(lengths)} tokens keeps"
+                f" {plan.kept_bytes / 1e9:.2f} GB (peak {plan.peak_bytes / 1e9:.2f} GB), the budget is"
+                f" {budget / 1e9:.2f} GB; name fewer sites, layers or positions, or reduce='mean'"
             )
         batch_size //= 2
     kept = Capture(n_rows=len(rows))
@@ -230,7 +263,9 @@ def _keys(model: Model, sites: Sequence[str], layers: Sequence[int] | None) -> l
 
 
 def _dims(model: Model, key: Key) -> tuple[str, ...]:
-    """Axes of a place after batch. A full hook name has those of the site it is; any other point is taken as (pos, ...)."""
+    """Axes of a place after batch. A full hook name has those of the site it is; any other point is taken as (pos,
+    ...).
+    """
     if key[0] in SITES:
         return SITES[key[0]].dims
     first = re.sub(r"^blocks\.\d+\.", "blocks.0.", model.hook_name(*key))
@@ -241,7 +276,13 @@ def _dims(model: Model, key: Key) -> tuple[str, ...]:
 
 
 def _run_batch(
-    model: Model, batch: Batch, keys: Sequence[Key], positions: Sequence[int] | None, dtype: torch.dtype | None, reduce: Reduction, device: str
+    model: Model,
+    batch: Batch,
+    keys: Sequence[Key],
+    positions: Sequence[int] | None,
+    dtype: torch.dtype | None,
+    reduce: Reduction,
+    device: str,
 ) -> dict[Key, torch.Tensor]:
     taken: dict[Key, torch.Tensor] = {}
 
@@ -262,14 +303,16 @@ def _run_batch(
     model.forward(batch, hook_fns=[hook_for(key) for key in keys])
     if silent := [f"{s} of layer {n}" for s, n in keys if (s, n) not in taken]:
         raise NotFired(f"{', '.join(silent[:3])} never fired in {model.name}, so nothing was captured there")
-    # The hooks' closures take part in reference cycles: what they hold lives until the garbage collector comes by, which
+    # The closures of hooks take part in reference cycles: what they hold lives until the garbage collector comes, which
     # with few large tensors is many batches later. So they are left holding nothing.
     found = dict(taken)
     taken.clear()
     return found
 
 
-def _reduce(tensor: torch.Tensor, mask: torch.Tensor, positions: Sequence[int] | None, reduce: Reduction) -> torch.Tensor:
+def _reduce(
+    tensor: torch.Tensor, mask: torch.Tensor, positions: Sequence[int] | None, reduce: Reduction
+) -> torch.Tensor:
     """[batch, pos, ...] -> what is kept of it."""
     if mask.shape[1] != tensor.shape[1]:
         mask = torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device)

@@ -1,8 +1,9 @@
-"""What is held: models and captures alive in this process, stores on disk; how large each is, where it lies, how to let go of it.
+"""What is held: models and captures alive in this process, stores on disk; how large each is, where it lies, how to let
+go of it.
 
 Nothing has to be registered: live models and captures are found by the garbage collector's list, which costs some 0.2 s
-for half a million objects, and are remembered by weak references, so that looking keeps nothing alive. Of a store, `store.json`
-and the parts' footers are read, and one example when a site is opened.
+for half a million objects, and are remembered by weak references, so that looking keeps nothing alive. Of a store,
+`store.json` and the parts' footers are read, and one example when a site is opened.
 """
 
 import gc
@@ -28,7 +29,9 @@ Kind = Literal["model", "capture", "store"]
 
 @dataclass(frozen=True)
 class HeldSite:
-    """One captured or stored place: its key, the names of its axes (example first), sizes, number format, device and bytes."""
+    """One captured or stored place: its key, the names of its axes (example first), sizes, number format, device and
+    bytes.
+    """
 
     key: Key
     dims: tuple[str, ...]
@@ -40,7 +43,8 @@ class HeldSite:
 
 @dataclass(frozen=True, eq=False)
 class Holding:
-    """A model, a capture or a store. key: tells it from all others. where: its devices, or "disk". n_examples: rows to open.
+    """A model, a capture or a store. key: tells it from all others. where: its devices, or "disk". n_examples: rows to
+    open.
 
     problem: why it cannot be opened, "" if it can. find: the object itself, or None if it is gone.
     """
@@ -95,7 +99,9 @@ def held_now(names: Mapping[str, Any] | None = None, folders: Iterable[Path | st
     for name, value in (names or {}).items():
         if type(value) in (Model, Capture) and not name.startswith("_"):
             called.setdefault(id(value), []).append(name)
-    alive = [found for found in gc.get_referrers(Model, Capture) if type(found) in (Model, Capture)]  # an object refers to its class
+    alive = [
+        found for found in gc.get_referrers(Model, Capture) if type(found) in (Model, Capture)
+    ]  # an object refers to its class
     models = [_model(m, called.get(id(m), [])) for m in alive if isinstance(m, Model) and m.bridge is not None]
     captures = [_capture(c, called.get(id(c), [])) for c in alive if isinstance(c, Capture) and c.tensors]
     del alive
@@ -120,25 +126,62 @@ def model_bytes(model: Model) -> dict[str, int]:
 
 def _model(model: Model, names: Sequence[str]) -> Holding:
     sizes = model_bytes(model)
-    about = f"{model.kind}, {model.n_layers} layers x {model.n_heads} heads, {model.n_parameters / 1e6:,.2f} M parameters"
+    about = (
+        f"{model.kind}, {model.n_layers} layers x {model.n_heads} heads, {model.n_parameters / 1e6:,.2f} M parameters"
+    )
     called = " = ".join([*names, model.name])
-    return Holding("model", f"model:{id(model)}", called, about, ", ".join(sizes) or "nowhere", model.dtype_name, sum(sizes.values()), (), 0, "", weakref.ref(model))
+    return Holding(
+        "model",
+        f"model:{id(model)}",
+        called,
+        about,
+        ", ".join(sizes) or "nowhere",
+        model.dtype_name,
+        sum(sizes.values()),
+        (),
+        0,
+        "",
+        weakref.ref(model),
+    )
 
 
 def _capture(capture: Capture, names: Sequence[str]) -> Holding:
     sites = []
     for key, tensor in capture.tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
-        sites.append(HeldSite(key, capture_dims(key, tensor.ndim), tuple(tensor.shape), dtype, str(tensor.device), tensor.untyped_storage().nbytes()))
+        sites.append(
+            HeldSite(
+                key,
+                capture_dims(key, tensor.ndim),
+                tuple(tensor.shape),
+                dtype,
+                str(tensor.device),
+                tensor.untyped_storage().nbytes(),
+            )
+        )
     done = f"{capture.n_done} of {capture.n_rows} examples" if capture.partial else f"{capture.n_rows} examples"
     where, dtype = (", ".join(dict.fromkeys(getattr(s, what) for s in sites)) for what in ("device", "dtype"))
     name = " = ".join(names) or f"capture without a name ({site_name(sites[0].key)}{', ...' if len(sites) > 1 else ''})"
     about = f"{len(sites)} site{'s' * (len(sites) != 1)}, {done}"
-    return Holding("capture", f"capture:{id(capture)}", name, about, where, dtype, sum(s.n_bytes for s in sites), tuple(sites), capture.n_done, "", weakref.ref(capture))
+    return Holding(
+        "capture",
+        f"capture:{id(capture)}",
+        name,
+        about,
+        where,
+        dtype,
+        sum(s.n_bytes for s in sites),
+        tuple(sites),
+        capture.n_done,
+        "",
+        weakref.ref(capture),
+    )
 
 
 def capture_dims(key: Key, n_dims: int) -> tuple[str, ...]:
-    """Names of a captured tensor's axes; positions that were reduced away are missing, other axes have numbers for names."""
+    """Names of a captured tensor's axes; positions that were reduced away are missing, other axes have numbers for
+    names.
+    """
     own = SITES[key[0]].dims if key[0] in SITES else ()
     reduced = tuple(d for d in own if d not in ("pos", "query_pos"))
     for dims in (own, reduced):
@@ -167,12 +210,28 @@ def _store(folder: Path) -> Holding:
         return Holding("store", key, folder.name, "", "disk", "", on_disk, (), 0, str(found), lambda: folder)
     value_bytes = getattr(torch, about["dtype"]).itemsize
     sites = tuple(
-        HeldSite(place.key, ("token", *place.dims), (store.n_tokens, *place.shape), about["dtype"], "disk", store.n_tokens * math.prod(place.shape) * value_bytes)
+        HeldSite(
+            place.key,
+            ("token", *place.dims),
+            (store.n_tokens, *place.shape),
+            about["dtype"],
+            "disk",
+            store.n_tokens * math.prod(place.shape) * value_bytes,
+        )
         for place in store.places
     )
-    there = "" if about["shards_there"] == about["shards"] else f", {about['shards_there']} of {about['shards']} shards there"
-    text = f"{len(sites)} site{'s' * (len(sites) != 1)} of {about['model']}, {about['examples']:,} examples, {about['tokens']:,} tokens{there}"
-    return Holding("store", key, folder.name, text, "disk", about["dtype"], on_disk, sites, store.n_examples, "", lambda: store)
+    there = (
+        ""
+        if about["shards_there"] == about["shards"]
+        else f", {about['shards_there']} of {about['shards']} shards there"
+    )
+    text = (
+        f"{len(sites)} site{'s' * (len(sites) != 1)} of {about['model']}, {about['examples']:,} examples,"
+        f" {about['tokens']:,} tokens{there}"
+    )
+    return Holding(
+        "store", key, folder.name, text, "disk", about["dtype"], on_disk, sites, store.n_examples, "", lambda: store
+    )
 
 
 # ---- opening ----
@@ -203,12 +262,22 @@ def open_site(holding: Holding, key: Key, example: int = 0) -> xr.DataArray:
     else:
         values, dims = thing[key][: holding.n_examples], site.dims
     unit = "share of attention" if key[0] == "pattern" else "activation units"
-    return xr.DataArray(values.detach().float().cpu().numpy(), coords, dims, site_name(key), {"unit": unit, "long_name": f"{site_name(key)} of {holding.name}"})
+    return xr.DataArray(
+        values.detach().float().cpu().numpy(),
+        coords,
+        dims,
+        site_name(key),
+        {"unit": unit, "long_name": f"{site_name(key)} of {holding.name}"},
+    )
 
 
 def _there(holding: Holding) -> Any:
     thing = holding.find()
-    if thing is None or (isinstance(thing, Capture) and not thing.tensors) or (isinstance(thing, Model) and thing.bridge is None):
+    if (
+        thing is None
+        or (isinstance(thing, Capture) and not thing.tensors)
+        or (isinstance(thing, Model) and thing.bridge is None)
+    ):
         raise WorkbenchError(f"{holding.name} is not held any more; look again")
     return thing
 
@@ -226,7 +295,10 @@ def let_go(holding: Holding, *, from_disk: bool = False) -> str:
         A sentence that says what was given back, and what of it something else still holds.
     """
     if holding.problem:
-        raise WorkbenchError(f"{holding.name} cannot be read as a store ({holding.problem}), so nothing in it is deleted; look at the folder yourself")
+        raise WorkbenchError(
+            f"{holding.name} cannot be read as a store ({holding.problem}), so nothing in it is deleted; look at the"
+            " folder yourself"
+        )
     thing = _there(holding)
     size = size_text(holding.n_bytes)
     if isinstance(thing, Model):
@@ -238,7 +310,10 @@ def let_go(holding: Holding, *, from_disk: bool = False) -> str:
         thing.tensors.clear()
         return f"dropped {holding.name}: {size} on {holding.where}{_still(parts, 'its tensors')}"
     if not from_disk:
-        raise WorkbenchError(f"{holding.name} is a store of {size} on disk; say that it may be deleted from there (making it again takes its model)")
+        raise WorkbenchError(
+            f"{holding.name} is a store of {size} on disk; say that it may be deleted from there (making it again takes"
+            " its model)"
+        )
     return f"deleted {holding.name}: {size} on disk{_remove_store(thing.folder)}"
 
 
@@ -257,7 +332,12 @@ def _still(parts: Sequence[weakref.ref], what: str) -> str:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     alive = sum(part() is not None for part in parts)
-    return f"; {what if len(parts) == 1 else f'{alive} of {what}'} stayed, because something else refers to {'it' if alive == 1 else 'them'}" if alive else ""
+    return (
+        f"; {what if len(parts) == 1 else f'{alive} of {what}'} stayed, because something else refers to"
+        f" {'it' if alive == 1 else 'them'}"
+        if alive
+        else ""
+    )
 
 
 def _remove_store(folder: Path) -> str:

@@ -1,4 +1,5 @@
-"""Predictions: what a model expects at every position of a prompt - its likeliest tokens, the loss of what really stands there, entropy.
+"""Predictions: what a model expects at every position of a prompt - its likeliest tokens, the loss of what really
+stands there, entropy.
 
 A causal language model predicts the token after each position from all up to it: one forward a batch. A masked language
 model is asked at each position with that position masked (pseudo-log-likelihood: Salazar et al. 2020, "Masked Language
@@ -34,11 +35,16 @@ def prompt_ids(model: Model, text: str) -> list[int]:
         return model.to_rows(text)[0]
     words = text.replace(",", " ").split()
     if not all(word.isascii() and word.isdigit() for word in words):
-        raise BadData(f"{model.name} came without a tokenizer and cannot read {text[:60]!r}; write token ids such as '1 5 7', from 0 to {model.d_vocab - 1}")
+        raise BadData(
+            f"{model.name} came without a tokenizer and cannot read {text[:60]!r}; write token ids such as '1 5 7',"
+            f" from 0 to {model.d_vocab - 1}"
+        )
     return [int(word) for word in words]
 
 
-def predictions(model: Model, prompts: Inputs, *, top_k: int = 10, batch_size: int = 8, progress: Progress = SILENT) -> Result:
+def predictions(
+    model: Model, prompts: Inputs, *, top_k: int = 10, batch_size: int = 8, progress: Progress = SILENT
+) -> Result:
     """What the model expects at every position of each prompt.
 
     A loss of 0 is certainty, log(d_vocab) what guessing evenly costs; exp(-loss) is the probability given to the token.
@@ -51,16 +57,16 @@ def predictions(model: Model, prompts: Inputs, *, top_k: int = 10, batch_size: i
         progress: per forward; a cancelled run returns what it has, marked partial, nan elsewhere.
 
     Returns:
-        Result over example, pos, rank: `token`, `token_id`, `probability` of the likeliest tokens; over example, pos: `loss` (nats)
-        and `actual_rank` (tokens likelier; 0 is the top) of the token that really stands where the prediction points, `entropy`
-        (nats) of the whole distribution, and the prompt itself, `read` and `read_id`; `n_tokens` [example]. Past the end of a
-        shorter prompt are nan, -1 and "". The attribute `offset` is 1 where the prediction at a position is of the next one
-        (causal) and 0 where it is of that very position (masked); at the last position of a causal model nothing follows and the
-        loss is nan.
+        Result over example, pos, rank: `token`, `token_id`, `probability` of the likeliest tokens; over example, pos:
+        `loss` (nats) and `actual_rank` (tokens likelier; 0 is the top) of the token that really stands where the
+        prediction points, `entropy` (nats) of the whole distribution, and the prompt itself, `read` and `read_id`;
+        `n_tokens` [example]. Past the end of a shorter prompt are nan, -1 and "". The attribute `offset` is 1 where the
+        prediction at a position is of the next one (causal) and 0 where it is of that very position (masked); at the
+        last position of a causal model nothing follows and the loss is nan.
 
     Raises:
-        UnsupportedModel: if the model predicts no tokens, or is a masked one whose tokenizer names no mask. BadData: on an empty
-        prompt, one longer than the context, or top_k below 1.
+        UnsupportedModel: if the model predicts no tokens, or is a masked one whose tokenizer names no mask. BadData: on
+            an empty prompt, one longer than the context, or top_k below 1.
     """
     started = time.monotonic()
     mask_id = _mask_of(model)
@@ -79,8 +85,22 @@ def predictions(model: Model, prompts: Inputs, *, top_k: int = 10, batch_size: i
     data = kept.dataset(model, rows)
     data.attrs |= {"offset": int(mask_id is None), "d_vocab": model.d_vocab, "bos": _bos(model, rows)}
     spec = {"tokens": rows, "top_k": top_k}
-    warnings = () if mask_id is None else (f"{model.name} is a masked language model: each token is predicted from both sides, with that one position masked",)
-    return Result(Provenance.start("predictions", spec, 0, model=model.provenance()).finish(started), data, partial=partial, warnings=warnings)
+    warnings = (
+        ()
+        if mask_id is None
+        else (
+            (
+                f"{model.name} is a masked language model: each token is predicted from both sides, with that one"
+                " position masked"
+            ),
+        )
+    )
+    return Result(
+        Provenance.start("predictions", spec, 0, model=model.provenance()).finish(started),
+        data,
+        partial=partial,
+        warnings=warnings,
+    )
 
 
 def _mask_of(model: Model) -> int | None:
@@ -88,11 +108,15 @@ def _mask_of(model: Model) -> int | None:
     if model.kind == "causal-lm":
         return None
     if model.kind != "masked-lm":
-        raise UnsupportedModel(f"predictions need a model that gives probabilities of tokens, a causal-lm or a masked-lm, and {model.name} is of kind {model.kind}")
+        raise UnsupportedModel(
+            f"predictions need a model that gives probabilities of tokens, a causal-lm or a masked-lm, and {model.name}"
+            f" is of kind {model.kind}"
+        )
     mask_id = getattr(model.tokenizer, "mask_token_id", None)
     if mask_id is None:
         raise UnsupportedModel(
-            f"{model.name} is a masked-lm, asked with one position masked at a time, and no tokenizer names its mask token; load(..., tokenizer=...) with one that does"
+            f"{model.name} is a masked-lm, asked with one position masked at a time, and no tokenizer names its mask"
+            " token; load(..., tokenizer=...) with one that does"
         )
     return int(mask_id)
 
@@ -105,7 +129,10 @@ def _rows(model: Model, prompts: Inputs) -> list[list[int]]:
     for i, row in enumerate(rows):
         which = "the prompt" if len(rows) == 1 else f"prompt {i}"
         if model.n_ctx and len(row) > model.n_ctx:
-            raise BadData(f"{which} has {len(row)} tokens, more than the context of {model.name} ({model.n_ctx}); shorten it, or give a part of it")
+            raise BadData(
+                f"{which} has {len(row)} tokens, more than the context of {model.name} ({model.n_ctx}); shorten it, or"
+                " give a part of it"
+            )
     return rows
 
 
@@ -124,10 +151,15 @@ class _Kept:
     def __init__(self, rows: list[list[int]], top_k: int):
         shape = (len(rows), max(map(len, rows)))
         self.loss, self.entropy, self.rank = (np.full(shape, np.nan, np.float32) for _ in range(3))
-        self.probability, self.ids = np.full((*shape, top_k), np.nan, np.float32), np.full((*shape, top_k), -1, np.int64)
+        self.probability, self.ids = (
+            np.full((*shape, top_k), np.nan, np.float32),
+            np.full((*shape, top_k), -1, np.int64),
+        )
 
     def take(self, example: int, positions: Sequence[int], logits: torch.Tensor, actual: Sequence[int]) -> None:
-        """positions: where these predictions were made. logits: [position, d_vocab]. actual: ids that stand there, -1 for none."""
+        """positions: where these predictions were made. logits: [position, d_vocab]. actual: ids that stand there,
+        -1 for none.
+        """
         for start in range(0, len(positions), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             log_probs = logits[part].float().log_softmax(-1)
@@ -156,7 +188,11 @@ class _Kept:
                 "entropy": (each, self.entropy, {"long_name": "Entropy of the prediction", "unit": "nats"}),
                 "read": (each, _texts(model, read), {"long_name": "Token of the prompt", "unit": "text"}),
                 "read_id": (each, read, {"long_name": "Id of the prompt's token", "unit": "id"}),
-                "n_tokens": ("example", [len(row) for row in rows], {"long_name": "Length of the prompt", "unit": "tokens"}),
+                "n_tokens": (
+                    "example",
+                    [len(row) for row in rows],
+                    {"long_name": "Length of the prompt", "unit": "tokens"},
+                ),
             },
             coords={"example": range(len(rows)), "pos": range(self.loss.shape[1]), "rank": range(self.ids.shape[-1])},
         )
@@ -178,13 +214,21 @@ def _next(model: Model, rows: list[list[int]], kept: _Kept, batch_size: int, pro
     progress.update(len(parts), len(parts), "forwards")
 
 
-def _masked(model: Model, rows: list[list[int]], mask_id: int, kept: _Kept, batch_size: int, progress: Progress) -> None:
-    jobs = [(example, range(start, min(start + batch_size, len(row)))) for example, row in enumerate(rows) for start in range(0, len(row), batch_size)]
+def _masked(
+    model: Model, rows: list[list[int]], mask_id: int, kept: _Kept, batch_size: int, progress: Progress
+) -> None:
+    jobs = [
+        (example, range(start, min(start + batch_size, len(row))))
+        for example, row in enumerate(rows)
+        for start in range(0, len(row), batch_size)
+    ]
     for done, (example, positions) in enumerate(jobs):
         progress.update(done, len(jobs), "forwards")
         row, copies = rows[example], torch.arange(len(positions))
         tokens = torch.tensor([row] * len(positions))
         tokens[copies, list(positions)] = mask_id
         logits = model.forward(tokens)[copies, list(positions)]
-        kept.take(example, positions, logits, [-1 if row[p] == mask_id else row[p] for p in positions])  # what a mask of the prompt hides is not known
+        kept.take(
+            example, positions, logits, [-1 if row[p] == mask_id else row[p] for p in positions]
+        )  # what a mask of the prompt hides is not known
     progress.update(len(jobs), len(jobs), "forwards")

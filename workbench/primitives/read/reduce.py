@@ -29,7 +29,15 @@ from workbench.scale.executors import Executor, Inline, run_all
 CHUNK = 4096  # tokens an update; part of what makes the answer reproducible
 
 
-def reduce_store(store: Store, site: str, layer: int | None, reduction: Reduction, *, executor: Executor | None = None, progress: Progress = SILENT) -> xr.Dataset:
+def reduce_store(
+    store: Store,
+    site: str,
+    layer: int | None,
+    reduction: Reduction,
+    *,
+    executor: Executor | None = None,
+    progress: Progress = SILENT,
+) -> xr.Dataset:
     """One pass of a reduction over a stored site and layer.
 
     Args:
@@ -37,8 +45,8 @@ def reduce_store(store: Store, site: str, layer: int | None, reduction: Reductio
         executor: from workbench.scale; workers read the store and answer with small files in its folder.
 
     Returns:
-        The reduction's result, over the axes of a unit. Where it names tokens (`number`), their example, pos and token id
-        stand beside it; `store.locate(numbers)` gives their text and labels.
+        The reduction's result, over the axes of a unit. Where it names tokens (`number`), their example, pos and token
+        id stand beside it; `store.locate(numbers)` gives their text and labels.
 
     Raises:
         BrokenStore: if a shard is missing. Cancelled: by `progress`; half a pass would be a number of half the tokens.
@@ -119,12 +127,23 @@ def reduce_activations(
 
 
 def project_store(store: Store, site: str, layer: int | None, directions: torch.Tensor) -> xr.DataArray:
-    """Every token's projection on directions: [token, direction], with the tokens' example and pos; 8 bytes a number in memory.
+    """Every token's projection on directions: [token, direction], with the tokens' example and pos; 8 bytes a number in
+    memory.
 
     Args:
         directions: [direction, unit...], not normalised here.
     """
-    found = [(project(b.values, directions), b.example, b.pos) for i in range(len(store.shards)) for b in store.shard_batches(site, layer, i, CHUNK)]
+    found = [
+        (project(b.values, directions), b.example, b.pos)
+        for i in range(len(store.shards))
+        for b in store.shard_batches(site, layer, i, CHUNK)
+    ]
     values, example, pos = (torch.cat(column).numpy() if found else np.empty(0) for column in zip(*found, strict=True))
     attrs = {"unit": "activation", "long_name": f"Projection of {store.place(site, layer).name}"}
-    return xr.DataArray(values, dims=("token", "direction"), coords={"example": ("token", example), "pos": ("token", pos)}, name="projection", attrs=attrs)
+    return xr.DataArray(
+        values,
+        dims=("token", "direction"),
+        coords={"example": ("token", example), "pos": ("token", pos)},
+        name="projection",
+        attrs=attrs,
+    )

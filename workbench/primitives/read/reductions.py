@@ -2,8 +2,8 @@
 
     moments = Moments(); moments.update(values, numbers); moments.merge(other); moments.result(("d_model",))["mean"]
 
-Each is a sum of per-batch summaries. Top-k and quantile sketches are exact sums: the same to the last bit in any order and
-split. Moments and covariance are float64 sums, the same within rounding. `reduce_store` goes over a store,
+Each is a sum of per-batch summaries. Top-k and quantile sketches are exact sums: the same to the last bit in any order
+and split. Moments and covariance are float64 sums, the same within rounding. `reduce_store` goes over a store,
 `reduce_activations` over a model's activations without storing them.
 Cost, with d units: Moments 16 d bytes; Covariance 8 d^2; TopK 8 k d; Quantiles 33 kB a unit at 1 %.
 """
@@ -36,7 +36,9 @@ class Reduction:
     state: State = field(default_factory=dict, init=False, repr=False)
 
     def update(self, values: torch.Tensor, numbers: torch.Tensor) -> None:
-        """Take in a batch. values: [token, *unit]. numbers: [token] a different number for every token of the whole pass."""
+        """Take in a batch. values: [token, *unit]. numbers: [token] a different number for every token of the whole
+        pass.
+        """
         if len(values):
             self.state = self._added(self.summarise(values, numbers))
 
@@ -87,7 +89,9 @@ class Reduction:
         return self.state
 
 
-def _variable(values: torch.Tensor | np.ndarray, dims: Sequence[str], long_name: str, unit: str = "activation") -> tuple:
+def _variable(
+    values: torch.Tensor | np.ndarray, dims: Sequence[str], long_name: str, unit: str = "activation"
+) -> tuple:
     values = values.numpy() if isinstance(values, torch.Tensor) else values
     return tuple(dims), values, {"long_name": long_name, "unit": unit}
 
@@ -103,22 +107,35 @@ class Moments(Reduction):
     def summarise(self, values: torch.Tensor, numbers: torch.Tensor) -> State:
         values = values.double()
         mean = values.mean(0)
-        return {"n": torch.tensor(float(len(values)), dtype=torch.float64), "mean": mean, "m2": (values - mean).square_().sum(0)}
+        return {
+            "n": torch.tensor(float(len(values)), dtype=torch.float64),
+            "mean": mean,
+            "m2": (values - mean).square_().sum(0),
+        }
 
     def add(self, a: State, b: State) -> State:
         n = a["n"] + b["n"]
         delta = b["mean"] - a["mean"]
-        return {"n": n, "mean": a["mean"] + delta * (b["n"] / n), "m2": a["m2"] + b["m2"] + delta.square() * (a["n"] * b["n"] / n)}
+        return {
+            "n": n,
+            "mean": a["mean"] + delta * (b["n"] / n),
+            "m2": a["m2"] + b["m2"] + delta.square() * (a["n"] * b["n"] / n),
+        }
 
     def result(self, dims: Sequence[str]) -> xr.Dataset:
         state = self._require()
-        variables = {"mean": _variable(state["mean"], dims, "Mean activation"), "variance": _variable(state["m2"] / state["n"], dims, "Variance of the activation", "activation squared")}
+        variables = {
+            "mean": _variable(state["mean"], dims, "Mean activation"),
+            "variance": _variable(state["m2"] / state["n"], dims, "Variance of the activation", "activation squared"),
+        }
         return xr.Dataset(variables, attrs={"n_tokens": int(state["n"])})
 
 
 @dataclass(eq=False)
 class Covariance(Reduction):
-    """Mean and covariance of all units of a place; heads and their dimensions are run together. Divides by the number of tokens."""
+    """Mean and covariance of all units of a place; heads and their dimensions are run together. Divides by the
+    number of tokens.
+    """
 
     def summarise(self, values: torch.Tensor, numbers: torch.Tensor) -> State:
         values = values.flatten(1).double()
@@ -129,12 +146,21 @@ class Covariance(Reduction):
     def add(self, a: State, b: State) -> State:
         n = a["n"] + b["n"]
         delta = b["mean"] - a["mean"]
-        return {"n": n, "mean": a["mean"] + delta * (b["n"] / n), "m2": a["m2"] + b["m2"] + torch.outer(delta, delta) * (a["n"] * b["n"] / n)}
+        return {
+            "n": n,
+            "mean": a["mean"] + delta * (b["n"] / n),
+            "m2": a["m2"] + b["m2"] + torch.outer(delta, delta) * (a["n"] * b["n"] / n),
+        }
 
     def result(self, dims: Sequence[str]) -> xr.Dataset:
         state = self._require()
         name = dims[0] if len(dims) == 1 else "unit"
-        variables = {"mean": _variable(state["mean"], [name], "Mean activation"), "covariance": _variable(state["m2"] / state["n"], [name, f"{name}_b"], "Covariance of activations", "activation squared")}
+        variables = {
+            "mean": _variable(state["mean"], [name], "Mean activation"),
+            "covariance": _variable(
+                state["m2"] / state["n"], [name, f"{name}_b"], "Covariance of activations", "activation squared"
+            ),
+        }
         return xr.Dataset(variables, attrs={"n_tokens": int(state["n"])})
 
 
@@ -203,8 +229,8 @@ def _unsortable(bits: torch.Tensor) -> torch.Tensor:
 class Quantiles(Reduction):
     """Quantiles of every unit within a share `accuracy` of their value, from counts in bins of constant relative width.
 
-    A bin is an exponent and the first bits of a fraction, read off the float itself, so a value falls into the same bin on
-    every machine. Magnitudes below 2^low count as 0, those above 2^high as that. Counts add up exactly.
+    A bin is an exponent and the first bits of a fraction, read off the float itself, so a value falls into the same bin
+    on every machine. Magnitudes below 2^low count as 0, those above 2^high as that. Counts add up exactly.
 
     Source: DDSketch (Masson, Rim & Lee 2019, arXiv 1908.10693), with a fixed range and octaves cut linearly.
     """
@@ -250,7 +276,11 @@ class Quantiles(Reduction):
 
     def _centres(self) -> np.ndarray:
         """[bin] the value that stands for each."""
-        edges = ((np.arange(self._n_side + 1, dtype=np.int32) + (self.low + 127 << self._bits)) << (23 - self._bits)).view(np.float32).astype(np.float64)
+        edges = (
+            ((np.arange(self._n_side + 1, dtype=np.int32) + (self.low + 127 << self._bits)) << (23 - self._bits))
+            .view(np.float32)
+            .astype(np.float64)
+        )
         positive = (edges[:-1] + edges[1:]) / 2
         return np.concatenate([-positive[::-1], [0.0], positive])
 
@@ -259,8 +289,12 @@ class Quantiles(Reduction):
         centres, below = self._centres(), counts.cumsum(-1)
         total = below[..., -1:]
         found = [centres[(below <= np.floor(q * (total - 1))).sum(-1)] for q in self.quantiles]
-        variables = {"quantile": _variable(np.stack(found), ["q", *dims], f"Quantile, within {self.accuracy:.1%} of its value")}
-        return xr.Dataset(variables, coords={"q": list(self.quantiles)}, attrs={"n_tokens": int(total.flat[0]) if total.size else 0})
+        variables = {
+            "quantile": _variable(np.stack(found), ["q", *dims], f"Quantile, within {self.accuracy:.1%} of its value")
+        }
+        return xr.Dataset(
+            variables, coords={"q": list(self.quantiles)}, attrs={"n_tokens": int(total.flat[0]) if total.size else 0}
+        )
 
 
 @dataclass(eq=False)
@@ -325,8 +359,16 @@ class Together(Reduction):
         total = xr.Dataset()
         for name, one in self.of.items():
             found = one.result(dims)
-            own = [*found.data_vars, *(d for d in found.dims if d not in dims)]  # two may rank, or project, differently many
-            total = total.merge(found.rename({v: f"{name}_{v}" for v in own}), join="exact", compat="no_conflicts", combine_attrs="drop_conflicts")
+            own = [
+                *found.data_vars,
+                *(d for d in found.dims if d not in dims),
+            ]  # two may rank, or project, differently many
+            total = total.merge(
+                found.rename({v: f"{name}_{v}" for v in own}),
+                join="exact",
+                compat="no_conflicts",
+                combine_attrs="drop_conflicts",
+            )
         return total
 
     def fresh(self) -> Self:
@@ -335,7 +377,9 @@ class Together(Reduction):
 
 # ---- to a file and back: how a worker is told what to measure, and answers ----
 
-KINDS: dict[str, type[Reduction]] = {kind.__name__: kind for kind in (Moments, Covariance, TopK, Quantiles, Projected, Together)}
+KINDS: dict[str, type[Reduction]] = {
+    kind.__name__: kind for kind in (Moments, Covariance, TopK, Quantiles, Projected, Together)
+}
 
 
 def save_reduction(reduction: Reduction, path: Path) -> Path:
@@ -349,7 +393,11 @@ def save_reduction(reduction: Reduction, path: Path) -> Path:
 def load_reduction(path: Path) -> Reduction:
     """What `save_reduction` wrote."""
     with safe_open(path, framework="pt") as handle:
-        return _build(json.loads(handle.metadata()["reduction"]), "", {name: handle.get_tensor(name).clone() for name in handle.keys()})  # noqa: SIM118 - a safe_open is no dict
+        return _build(
+            json.loads(handle.metadata()["reduction"]),
+            "",
+            {name: handle.get_tensor(name).clone() for name in handle},
+        )
 
 
 def _describe(reduction: Reduction, prefix: str, tensors: State) -> dict[str, Any]:
@@ -379,7 +427,9 @@ def _build(told: dict[str, Any], prefix: str, tensors: State) -> Reduction:
         elif isinstance(value, dict) and "kind" in value:
             given[one.name] = _build(value, f"{prefix}{one.name}.", tensors)
         elif isinstance(value, dict):
-            given[one.name] = {key: _build(inner, f"{prefix}{one.name}.{key}.", tensors) for key, inner in value.items()}
+            given[one.name] = {
+                key: _build(inner, f"{prefix}{one.name}.{key}.", tensors) for key, inner in value.items()
+            }
         else:
             given[one.name] = value
     made = kind(**given)

@@ -1,8 +1,8 @@
 """Activations of many rows, batch by batch, with the batch and position axes run together: [token, ...].
 
 What the store writes and what reductions on the way read. Only what is asked for is run: blocks above the highest layer
-asked for are skipped, and the unembedding is given one position where nobody reads the logits (a third of the arithmetic
-of GPT-2 small).
+asked for are skipped, and the unembedding is given one position where nobody reads the logits (a third of the
+arithmetic of GPT-2 small).
 Cost: one forward per batch, up to the highest layer; memory of one batch, held until the next one is asked for.
 """
 
@@ -57,8 +57,8 @@ def check_rows(model: Model, rows: Rows, keys: Sequence[Key], positions: Sequenc
     """Refuse before a long run what would fail in the middle of it.
 
     Raises:
-        BadData: on an empty, too long or out-of-vocabulary row, positions outside a row, or rows of several lengths where
-            a site keeps an axis of that length. UnsupportedModel: if the model reads pixels.
+        BadData: on an empty, too long or out-of-vocabulary row, positions outside a row, or rows of several lengths
+            where a site keeps an axis of that length. UnsupportedModel: if the model reads pixels.
     """
     if model.kind == "image-classifier":
         raise UnsupportedModel(f"{model.name} reads images; activations are streamed for models that read tokens")
@@ -70,18 +70,33 @@ def check_rows(model: Model, rows: Rows, keys: Sequence[Key], positions: Sequenc
     if low == 0:
         raise BadData(f"row {shortest} has no tokens: give every row at least one (a BOS counts)")
     if model.n_ctx and high > model.n_ctx:
-        raise BadData(f"row {longest} has {high} tokens, more than the context of {model.name} ({model.n_ctx}); shorten or split it")
+        raise BadData(
+            f"row {longest} has {high} tokens, more than the context of {model.name} ({model.n_ctx}); shorten or"
+            " split it"
+        )
     ids = flat_ids(rows)
     if len(bad := np.flatnonzero((ids < 0) | (ids >= model.d_vocab))):
         row = int(np.searchsorted(lengths.cumsum(), bad[0], side="right"))
-        raise BadData(f"row {row} has a token id outside the vocabulary of {model.name}, 0 to {model.d_vocab - 1}: {ids[bad[0]]}")
+        raise BadData(
+            f"row {row} has a token id outside the vocabulary of {model.name}, 0 to {model.d_vocab - 1}: {ids[bad[0]]}"
+        )
     if positions is not None and (not positions or any(not -low <= p < low for p in positions)):
         raise BadData(f"positions {list(positions)} must lie inside every row, and row {shortest} has {low} tokens")
     if low != high and (square := [k for k in keys if "key_pos" in _dims(model, k)]):
-        raise BadData(f"rows have {low} to {high} tokens, and {square[0][0]} keeps an axis of that length; use rows of one length")
+        raise BadData(
+            f"rows have {low} to {high} tokens, and {square[0][0]} keeps an axis of that length; use rows of one length"
+        )
 
 
-def stream(model: Model, rows: Rows, keys: Sequence[Key], *, positions: Sequence[int] | None = None, dtype: torch.dtype | None = None, batch_size: int = 32) -> Iterator[Piece]:
+def stream(
+    model: Model,
+    rows: Rows,
+    keys: Sequence[Key],
+    *,
+    positions: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 32,
+) -> Iterator[Piece]:
     """Run the rows and yield each batch's activations.
 
     Rows of equal length are batched together and nothing is padded, so pieces come in order of first length seen;
@@ -100,9 +115,16 @@ def stream(model: Model, rows: Rows, keys: Sequence[Key], *, positions: Sequence
     canonical = [model.hook_name(*key) for key in keys]
     stop = _stop_layer(model, canonical)
     extra: list[Hook] = []
-    if stop is None and model.kind == "causal-lm" and "unembed.hook_in" in model.hook_names and not any(name.startswith("unembed") for name in canonical):
+    if (
+        stop is None
+        and model.kind == "causal-lm"
+        and "unembed.hook_in" in model.hook_names
+        and not any(name.startswith("unembed") for name in canonical)
+    ):
         extra = [("unembed.hook_in", lambda tensor, hook: tensor[:, -1:])]
-    position_axis = {key: 1 + min(_dims(model, key).index(d) for d in ("pos", "query_pos") if d in _dims(model, key)) for key in keys}
+    position_axis = {
+        key: 1 + min(_dims(model, key).index(d) for d in ("pos", "query_pos") if d in _dims(model, key)) for key in keys
+    }
     for batch in batches(rows, batch_size, pad_id=model.pad_id):
         n_batch, n_pos = batch.tokens.shape
         kept = torch.arange(n_pos) if positions is None else torch.tensor([p % n_pos for p in positions])
@@ -123,7 +145,7 @@ def stream(model: Model, rows: Rows, keys: Sequence[Key], *, positions: Sequence
             raise NotFired(f"{', '.join(silent[:3])} never fired in {model.name}, so nothing was read there")
         if dtype == torch.float16:
             _refuse_overflow(values)
-        # The hooks' closures sit in reference cycles and would keep what they hold until the garbage collector comes by.
+        # The hooks' closures sit in reference cycles and would keep what they hold until the garbage collector comes.
         taken = dict(values)
         values.clear()
         yield Piece(taken, batch.index, batch.tokens[:, kept].flatten(), kept.repeat(n_batch))

@@ -1,8 +1,8 @@
 """The tokens on which one unit is most active, over many prompts: what a neuron or a head reacts to.
 
-A neuron's activation is what it hands to the output projection (`mlp_post`); a head's is the norm of what it adds to the
-stream; a channel's is its own number in `z`. Ranked by size, sign kept: gated MLPs use both signs alike. The pass streams, in
-memory that does not grow with the prompts, and runs blocks up to the unit's own.
+A neuron's activation is what it hands to the output projection (`mlp_post`); a head's is the norm of what it adds to
+the stream; a channel's is its own number in `z`. Ranked by size, sign kept: gated MLPs use both signs alike. The pass
+streams, in memory that does not grow with the prompts, and runs blocks up to the unit's own.
 Cost: one forward of that many blocks a prompt.
 """
 
@@ -21,11 +21,25 @@ from workbench.models.model import Model
 from workbench.primitives.read.reductions import TopK
 from workbench.primitives.read.stream import check_rows, lengths_of, site_keys, stream
 
-KINDS = {"neuron": ("mlp_post", "activation"), "head": ("z", "norm added to the stream"), "head channel": ("z", "activation")}
+KINDS = {
+    "neuron": ("mlp_post", "activation"),
+    "head": ("z", "norm added to the stream"),
+    "head channel": ("z", "activation"),
+}
 AROUND = 6  # tokens kept before and after the one that is looked at
 
 
-def top_activations(model: Model, rows: Rows, kind: str, layer: int, index: int, *, k: int = 10, batch_size: int = 64, progress: Progress = SILENT) -> Result:
+def top_activations(
+    model: Model,
+    rows: Rows,
+    kind: str,
+    layer: int,
+    index: int,
+    *,
+    k: int = 10,
+    batch_size: int = 64,
+    progress: Progress = SILENT,
+) -> Result:
     """The k tokens on which a unit is largest in size.
 
     Args:
@@ -35,8 +49,9 @@ def top_activations(model: Model, rows: Rows, kind: str, layer: int, index: int,
         progress: per batch; cancelling gives a partial Result of the prompts seen so far.
 
     Returns:
-        Result over rank: `activation` (signed), `example` and `pos` of the token, its `token` as text, `before` and `after` with up to six
-        tokens of its prompt each. Attributes `mean_size` over all tokens and `n_tokens`: a top that is hardly above the mean says little.
+        Result over rank: `activation` (signed), `example` and `pos` of the token, its `token` as text, `before` and
+        `after` with up to six tokens of its prompt each. Attributes `mean_size` over all tokens and `n_tokens`: a top
+        that is hardly above the mean says little.
 
     Raises:
         BadData: if there is no such unit, or a row cannot be run. UnknownSite: where neurons cannot be hooked.
@@ -55,16 +70,35 @@ def top_activations(model: Model, rows: Rows, kind: str, layer: int, index: int,
     try:
         for piece in stream(model, rows, keys, batch_size=batch_size):
             values = _values(piece.values[keys[0]], kind, index, weight)
-            numbers = torch.from_numpy(starts[piece.index.numpy()]).repeat_interleave(len(values) // len(piece.index)) + piece.pos
-            top.update(torch.stack([values, -values], 1), numbers)  # either sign; what is not among k of its own sign is not among k in size
+            numbers = (
+                torch.from_numpy(starts[piece.index.numpy()]).repeat_interleave(len(values) // len(piece.index))
+                + piece.pos
+            )
+            top.update(
+                torch.stack([values, -values], 1), numbers
+            )  # either sign; what is not among k of its own sign is not among k in size
             total, n, n_rows = total + float(values.abs().double().sum()), n + len(values), n_rows + len(piece.index)
             progress.update(n_rows, len(rows), "top tokens")
     except Cancelled:  # noticed after a batch, so there is something to show
         partial = True
     data = _located(model, rows, starts, _by_size(top.result(["sign"]), k), unit)
-    data.attrs = {"kind": kind, "layer": layer, "index": index, "mean_size": total / n, "n_tokens": n, "n_prompts": n_rows}
+    data.attrs = {
+        "kind": kind,
+        "layer": layer,
+        "index": index,
+        "mean_size": total / n,
+        "n_tokens": n,
+        "n_prompts": n_rows,
+    }
     spec = {"kind": kind, "layer": layer, "index": index, "k": k}
-    return Result(Provenance.start("top_activations", spec, 0, model=model.provenance(), data={"n_prompts": len(rows)}).finish(started), data, {}, partial)
+    return Result(
+        Provenance.start("top_activations", spec, 0, model=model.provenance(), data={"n_prompts": len(rows)}).finish(
+            started
+        ),
+        data,
+        {},
+        partial,
+    )
 
 
 def _values(values: torch.Tensor, kind: str, index: int, weight: torch.Tensor | None) -> torch.Tensor:
@@ -73,15 +107,23 @@ def _values(values: torch.Tensor, kind: str, index: int, weight: torch.Tensor | 
         values = values.flatten(1)
     size = values.shape[1]
     if not 0 <= index < size:
-        raise BadData(f"this layer has {size} units of kind {kind}, so there is no number {index}; the last is {size - 1}")
+        raise BadData(
+            f"this layer has {size} units of kind {kind}, so there is no number {index}; the last is {size - 1}"
+        )
     own = values[:, index].float()
     return (own if weight is None else (own @ weight).norm(dim=-1)).cpu()
 
 
 def _by_size(found: xr.Dataset, k: int) -> list[tuple[float, int]]:
     """[(activation, number)] of the k largest in size from the k largest of each sign, ties to the smaller number."""
-    both = {int(number): float(value) for value, number in zip(-found["value"].values[:, 1], found["number"].values[:, 1], strict=True)}
-    both |= {int(number): float(value) for value, number in zip(found["value"].values[:, 0], found["number"].values[:, 0], strict=True)}
+    both = {
+        int(number): float(value)
+        for value, number in zip(-found["value"].values[:, 1], found["number"].values[:, 1], strict=True)
+    }
+    both |= {
+        int(number): float(value)
+        for value, number in zip(found["value"].values[:, 0], found["number"].values[:, 0], strict=True)
+    }
     return sorted(((value, number) for number, value in both.items()), key=lambda pair: (-abs(pair[0]), pair[1]))[:k]
 
 

@@ -18,7 +18,16 @@ from workbench.core.hooks import SITES
 from workbench.models.inputs import Batch, Inputs, batch_of
 from workbench.models.model import Hook, Model
 
-UNITS = {"z": "head", "q": "head", "k": "kv_head", "v": "kv_head", "pattern": "head", "attn_scores": "head", "mlp_post": "d_mlp", "mlp_pre": "d_mlp"}
+UNITS = {
+    "z": "head",
+    "q": "head",
+    "k": "kv_head",
+    "v": "kv_head",
+    "pattern": "head",
+    "attn_scores": "head",
+    "mlp_post": "d_mlp",
+    "mlp_pre": "d_mlp",
+}
 DynamicMask = Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor]
 
 
@@ -84,14 +93,14 @@ def ablate(
     Args:
         model: any Model whose hooks at `site` act on the output.
         tokens: texts, rows of ids (padded where their lengths differ), [batch, pos] ids or a Batch.
-        mask: which units to replace: heads by name (["L1H0"]), bool [layer, unit] for all inputs, [batch, layer, unit] per input, or a function
-            (layer, {site: tensor}) -> bool [batch, unit] of the activations of this very run, which sees what earlier
-            layers' ablations did. Units are heads for z, q, pattern; key/value heads for k, v; neurons for mlp_post;
-            for the other sites there is one unit, the site itself.
+        mask: which units to replace: heads by name (["L1H0"]), bool [layer, unit] for all inputs, [batch, layer, unit]
+            per input, or a function (layer, {site: tensor}) -> bool [batch, unit] of the activations of this very run,
+            which sees what earlier layers' ablations did. Units are heads for z, q, pattern; key/value heads for k, v;
+            neurons for mlp_post; for the other sites there is one unit, the site itself.
         site: where to replace.
         value: "zero"; "mean": `reference`; "resample": the same unit of a row of `reference`, drawn by `seed`.
-        reference: {layer: tensor} at `site`: for "mean" without batch dim (as `reference_mean` makes it), for "resample"
-            [row, ...] with the same positions.
+        reference: {layer: tensor} at `site`: for "mean" without batch dim (as `reference_mean` makes it), for
+            "resample" [row, ...] with the same positions.
         reads: further sites a mask function needs (they must fire before `site` in the layer).
         layers: blocks to touch; all if not given.
         clean: output of the untouched run, to measure the effect without running it again.
@@ -105,11 +114,15 @@ def ablate(
         NotFired: if no hook fired. WorkbenchError: on a mask of the wrong shape or a missing reference.
     """
     if site in ("pattern", "attn_scores") and not model.pattern_is_live:
-        raise UnsupportedModel(f"{model.name} shows its pattern after the fact, so replacing it would change nothing; ablate z instead")
+        raise UnsupportedModel(
+            f"{model.name} shows its pattern after the fact, so replacing it would change nothing; ablate z instead"
+        )
     if value not in ("zero", "mean", "resample"):
         raise WorkbenchError(f"value must be zero, mean or resample, got {value!r}")
     if value != "zero" and reference is None:
-        raise WorkbenchError(f"value={value!r} needs reference={{layer: tensor}}; primitives.replace.ablation.reference_mean makes one")
+        raise WorkbenchError(
+            f"value={value!r} needs reference={{layer: tensor}}; primitives.replace.ablation.reference_mean makes one"
+        )
     tokens = tokens if isinstance(tokens, torch.Tensor) else batch_of(model, tokens)
     if not callable(mask) and not isinstance(mask, torch.Tensor):
         mask = torch.from_numpy(head_mask(mask, model.n_layers, model.n_heads))
@@ -118,7 +131,10 @@ def ablate(
     chosen = list(range(model.n_layers) if layers is None else layers)
     generator = torch.Generator().manual_seed(seed)
     if not callable(mask) and (mask.ndim not in (2, 3) or mask.shape[-2] != model.n_layers):
-        raise WorkbenchError(f"mask must be [layer, unit] or [batch, layer, unit] with {model.n_layers} layers, got shape {tuple(mask.shape)}")
+        raise WorkbenchError(
+            f"mask must be [layer, unit] or [batch, layer, unit] with {model.n_layers} layers, got shape"
+            f" {tuple(mask.shape)}"
+        )
 
     def reader(layer: int, name: str) -> Hook:
         def read(tensor: torch.Tensor, hook: object) -> None:
@@ -130,7 +146,10 @@ def ablate(
         def edit(tensor: torch.Tensor, hook: object) -> torch.Tensor | None:
             acts = seen.pop(layer, {}) | {site: tensor}
             if missing := [name for name in reads if name not in acts]:
-                raise NotFired(f"{', '.join(missing)} of layer {layer} had not fired when {site} did in {model.name}, so the mask cannot read it there")
+                raise NotFired(
+                    f"{', '.join(missing)} of layer {layer} had not fired when {site} did in {model.name}, so the mask"
+                    " cannot read it there"
+                )
             flags = mask(layer, acts) if callable(mask) else mask[..., layer, :]
             flags = _per_input(flags, site, tensor)
             report.firings += 1
@@ -154,19 +173,29 @@ def ablate(
     if not report.firings:
         raise NotFired(f"no hook at {site} fired in {model.name}, so this is the untouched run")
     if report.firings < len(chosen):
-        raise NotFired(f"{site} fired in {report.firings} of {len(chosen)} layers of {model.name}, so this is not the ablation that was asked for")
+        raise NotFired(
+            f"{site} fired in {report.firings} of {len(chosen)} layers of {model.name}, so this is not the ablation"
+            " that was asked for"
+        )
     if compare and clean is not None:
         moved = (output - clean).abs()
         if isinstance(tokens, Batch) and moved.ndim == 3:
             moved = moved * tokens.mask.to(moved.device).unsqueeze(-1)
         report.effect = float(moved.flatten(1).amax(1).mean())
         if report.n_replaced and report.effect == 0:
-            report.warnings.append(f"{report.n_replaced} units were replaced at {site} and the output did not move: nothing downstream reads them")
+            report.warnings.append(
+                f"{report.n_replaced} units were replaced at {site} and the output did not move: nothing downstream"
+                " reads them"
+            )
     return Ablated(output, report, tokens)
 
 
-def reference_mean(model: Model, tokens: torch.Tensor | Batch, site: str = "z", layers: Sequence[int] | None = None) -> dict[int, torch.Tensor]:
-    """{layer: mean of the site over inputs and real positions}, for `ablate(value="mean")`. Shape: the site's, less batch and pos."""
+def reference_mean(
+    model: Model, tokens: torch.Tensor | Batch, site: str = "z", layers: Sequence[int] | None = None
+) -> dict[int, torch.Tensor]:
+    """{layer: mean of the site over inputs and real positions}, for `ablate(value="mean")`. Shape: the site's, less
+    batch and pos.
+    """
     taken: dict[int, torch.Tensor] = {}
     real = tokens.mask if isinstance(tokens, Batch) else None
 
@@ -179,7 +208,10 @@ def reference_mean(model: Model, tokens: torch.Tensor | Batch, site: str = "z", 
         return model.hook_name(site, layer), take
 
     if "query_pos" in SITES[site].dims:
-        raise WorkbenchError(f"a mean over positions of {site} mixes queries that see different keys; ablate z, or give your own reference")
+        raise WorkbenchError(
+            f"a mean over positions of {site} mixes queries that see different keys; ablate z, or give your own"
+            " reference"
+        )
     model.forward(tokens, hook_fns=[hook_for(layer) for layer in (range(model.n_layers) if layers is None else layers)])
     return taken
 
@@ -208,7 +240,11 @@ def _spread(flags: torch.Tensor, site: str, tensor: torch.Tensor) -> torch.Tenso
 
 
 def _replacement(
-    value: str, reference: Mapping[int, torch.Tensor] | None, layer: int, tensor: torch.Tensor, generator: torch.Generator
+    value: str,
+    reference: Mapping[int, torch.Tensor] | None,
+    layer: int,
+    tensor: torch.Tensor,
+    generator: torch.Generator,
 ) -> torch.Tensor:
     if value == "zero" or reference is None:
         return torch.zeros((), dtype=tensor.dtype, device=tensor.device)
@@ -218,5 +254,7 @@ def _replacement(
     if value == "mean":
         return new
     if new.shape[1:] != tensor.shape[1:]:
-        raise WorkbenchError(f"resampling needs reference rows of shape {tuple(tensor.shape[1:])}, got {tuple(new.shape[1:])}")
+        raise WorkbenchError(
+            f"resampling needs reference rows of shape {tuple(tensor.shape[1:])}, got {tuple(new.shape[1:])}"
+        )
     return new[torch.randint(len(new), (tensor.shape[0],), generator=generator)]

@@ -1,10 +1,11 @@
 """A bench for ablations: prompts, a metric and a replacement, and what any set of units does to them.
 
-Units are heads (z), neurons (mlp_post), the attention and the MLP of each layer (what they write), or the norms of each layer
-(what they return, gain and bias included). Put in their place: zero, the mean over the prompts' tokens, or what the unit
-holds in another prompt of the same length, never the prompt itself ("resample"). Every run counts its hooks and the entries
-they replaced, and is refused where these are not exactly the ones asked for.
-Cost: two forwards over the prompts to set up, one for each run; for "resample" the replaced sites of all prompts are kept.
+Units are heads (z), neurons (mlp_post), the attention and the MLP of each layer (what they write), or the norms of each
+layer (what they return, gain and bias included). Put in their place: zero, the mean over the prompts' tokens, or what
+the unit holds in another prompt of the same length, never the prompt itself ("resample"). Every run counts its hooks
+and the entries they replaced, and is refused where these are not exactly the ones asked for.
+Cost: two forwards over the prompts to set up, one for each run; for "resample" the replaced sites of all prompts are
+kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,17 @@ from workbench.models.model import Hook, Model
 from workbench.primitives.replace.ablation import Ablated, Report, ablate
 from workbench.primitives.score.metrics import Metric
 
-KINDS: dict[str, str] = {"heads": "Attention heads", "neurons": "MLP neurons", "layers": "Attention and MLP of each layer", "norms": "Norms of each layer"}
-VALUES: dict[str, str] = {"zero": "zero", "mean": "the mean over the prompts", "resample": "the same place in another prompt"}
+KINDS: dict[str, str] = {
+    "heads": "Attention heads",
+    "neurons": "MLP neurons",
+    "layers": "Attention and MLP of each layer",
+    "norms": "Norms of each layer",
+}
+VALUES: dict[str, str] = {
+    "zero": "zero",
+    "mean": "the mean over the prompts",
+    "resample": "the same place in another prompt",
+}
 INSIDE = {"heads": "z", "neurons": "mlp_post"}  # kinds whose units share one hook a layer
 
 
@@ -32,7 +42,8 @@ def places(model: Model, kind: str) -> list[list[str]]:
     """Per layer the hooks that hold the kind's units: one for heads and neurons, otherwise one a unit.
 
     Raises:
-        UnknownName: on a kind that is none. UnknownSite: where the model has no such site. UnsupportedModel: on norms that differ between layers.
+        UnknownName: on a kind that is none. UnknownSite: where the model has no such site. UnsupportedModel: on norms
+            that differ between layers.
     """
     if kind not in KINDS:
         raise UnknownName.among("kind of unit", kind, KINDS)
@@ -42,9 +53,15 @@ def places(model: Model, kind: str) -> list[list[str]]:
     if kind == "layers":
         return [[model.hook_name("attn_out", layer), model.hook_name("mlp_out", layer)] for layer in layers]
     known = sorted(set(model.hook_names.values()))
-    found = [[name for name in known if name.startswith(f"blocks.{layer}.ln") and name.endswith(".hook_out")] for layer in layers]
+    found = [
+        [name for name in known if name.startswith(f"blocks.{layer}.ln") and name.endswith(".hook_out")]
+        for layer in layers
+    ]
     if not found[0] or len({len(names) for names in found}) > 1:
-        raise UnsupportedModel(f"{model.name} shows {sorted({len(names) for names in found})} norms a layer, and a map needs the same number, at least one, in every layer")
+        raise UnsupportedModel(
+            f"{model.name} shows {sorted({len(names) for names in found})} norms a layer, and a map needs the same"
+            " number, at least one, in every layer"
+        )
     return found
 
 
@@ -61,7 +78,9 @@ def unit_labels(model: Model, kind: str) -> list[str]:
 def _width(model: Model, name: str) -> int:
     """Neurons at a hook, read off the tensor itself: some adapters record another MLP width than there is."""
     seen: list[int] = []
-    model.forward(torch.zeros(1, 1, dtype=torch.long), hook_fns=[(name, lambda tensor, hook: seen.append(tensor.shape[-1]))])
+    model.forward(
+        torch.zeros(1, 1, dtype=torch.long), hook_fns=[(name, lambda tensor, hook: seen.append(tensor.shape[-1]))]
+    )
     return seen[0]
 
 
@@ -94,7 +113,17 @@ class Bench:
         BadData: where "resample" has no other prompt of some length.
     """
 
-    def __init__(self, model: Model, rows: Inputs, metric: Metric, *, kind: str = "heads", value: str = "zero", batch_size: int = 16, seed: int = 0):
+    def __init__(
+        self,
+        model: Model,
+        rows: Inputs,
+        metric: Metric,
+        *,
+        kind: str = "heads",
+        value: str = "zero",
+        batch_size: int = 16,
+        seed: int = 0,
+    ):
         model.require("causal-lm", "an ablation curve")
         if value not in VALUES:
             raise UnknownName.among("replacement", value, VALUES)
@@ -118,7 +147,9 @@ class Bench:
             NotFired: if not exactly these were replaced.
         """
         if mask.shape != self.shape:
-            raise WorkbenchError(f"mask has shape {mask.shape} and the {self.kind} of {self.model.name} are {self.shape} (layer, unit)")
+            raise WorkbenchError(
+                f"mask has shape {mask.shape} and the {self.kind} of {self.model.name} are {self.shape} (layer, unit)"
+            )
         if not mask.any():
             return Outcome(self.clean.copy(), 0, 0, 0.0)
         value, firings, replaced, effect = np.empty(len(self.rows), np.float32), 0, 0, 0.0
@@ -129,29 +160,43 @@ class Bench:
                 firings, replaced = firings + done.report.firings, replaced + done.report.n_replaced
                 effect = effect if done.report.effect is None else done.report.effect
         if replaced != mask.sum() * len(self.rows):
-            raise NotFired(f"{replaced} entries were replaced in {self.model.name} where {mask.sum()} units on {len(self.rows)} prompts were asked for")
+            raise NotFired(
+                f"{replaced} entries were replaced in {self.model.name} where {mask.sum()} units on {len(self.rows)}"
+                " prompts were asked for"
+            )
         return Outcome(value, firings, replaced, effect)
 
     def _measured(self, logits: torch.Tensor, batch: Batch) -> np.ndarray:
         return self.metric(logits, batch.index.to(logits.device)).float().cpu().numpy()
 
-    def _ablated(self, batch: Batch, mask: np.ndarray, given: Mapping[str, torch.Tensor], clean: torch.Tensor | None) -> Ablated:
+    def _ablated(
+        self, batch: Batch, mask: np.ndarray, given: Mapping[str, torch.Tensor], clean: torch.Tensor | None
+    ) -> Ablated:
         layers = np.flatnonzero(mask.any(1)).tolist()
         if self.kind in INSIDE:
-            # ablate puts in what the reference holds: a mean is the same for all rows, a resampled row has one of its own.
+            # ablate puts in what the reference holds: a mean is the same for all rows, a resampled row has its own.
             reference = {layer: given[self.places[layer][0]] for layer in layers} if given else None
-            options: dict[str, Any] = {"site": INSIDE[self.kind], "value": "mean" if given else "zero", "reference": reference, "layers": layers}
+            options: dict[str, Any] = {
+                "site": INSIDE[self.kind],
+                "value": "mean" if given else "zero",
+                "reference": reference,
+                "layers": layers,
+            }
             return ablate(self.model, batch, torch.from_numpy(mask), clean=clean, compare=clean is not None, **options)
         report = Report(n_possible=mask.size * len(batch.index))
 
         def put(name: str) -> Hook:
             def replace(tensor: torch.Tensor, hook: object) -> torch.Tensor:
                 report.firings, report.n_replaced = report.firings + 1, report.n_replaced + len(tensor)
-                return given[name].to(tensor.device, tensor.dtype).expand_as(tensor) if given else torch.zeros_like(tensor)
+                return (
+                    given[name].to(tensor.device, tensor.dtype).expand_as(tensor) if given else torch.zeros_like(tensor)
+                )
 
             return name, replace
 
-        output = self.model.forward(batch, hook_fns=[put(self.places[layer][unit]) for layer, unit in zip(*np.nonzero(mask), strict=True)])
+        output = self.model.forward(
+            batch, hook_fns=[put(self.places[layer][unit]) for layer, unit in zip(*np.nonzero(mask), strict=True)]
+        )
         if clean is not None:
             report.effect = float((output - clean).abs().flatten(1).amax(1).mean())
         return Ablated(output, report, batch)
@@ -170,7 +215,10 @@ class Bench:
             means = {name: (total / n_tokens).float() for name, total in sums.items()}
             return [means for _ in self.batches]
         twins = _twins([len(row) for row in self.rows], self.seed)
-        return [seen(self.model, torch.tensor([list(self.rows[twins[int(i)]]) for i in batch.index]), names) for batch in self.batches]
+        return [
+            seen(self.model, torch.tensor([list(self.rows[twins[int(i)]]) for i in batch.index]), names)
+            for batch in self.batches
+        ]
 
 
 def _twins(lengths: Sequence[int], seed: int) -> dict[int, int]:
@@ -179,7 +227,10 @@ def _twins(lengths: Sequence[int], seed: int) -> dict[int, int]:
     for length in sorted(set(lengths)):
         members = [i for i, n in enumerate(lengths) if n == length]
         if len(members) < 2:
-            raise BadData(f"prompt {members[0]} is the only one of {length} tokens, so nothing of its length can be resampled into it; use mean or zero, or prompts of one length")
+            raise BadData(
+                f"prompt {members[0]} is the only one of {length} tokens, so nothing of its length can be resampled"
+                " into it; use mean or zero, or prompts of one length"
+            )
         shift = int(rng.integers(1, len(members)))
         twins |= {member: members[(i + shift) % len(members)] for i, member in enumerate(members)}
     return twins

@@ -1,7 +1,7 @@
 """Scores by which units are ablated: how large they are, what each is worth alone, and the scores of attention heads.
 
-Each is [layer, unit] over the prompts of a Bench; `score_units` gives any of them by name, with provenance. A score says in
-what order to ablate, not which end of it matters: `side` of the curve does.
+Each is [layer, unit] over the prompts of a Bench; `score_units` gives any of them by name, with provenance. A score
+says in what order to ablate, not which end of it matters: `side` of the curve does.
 Cost: one forward over the prompts, or one for each unit for "alone".
 """
 
@@ -23,7 +23,9 @@ from workbench.primitives.replace.ablation_bench import Bench, seen
 from workbench.primitives.score import head_scores
 
 SCORES: dict[str, str] = {"size": "Mean size of the output", "alone": "Change of the metric when ablated alone"}
-OF_HEADS: dict[str, str] = {key: f"{s.title} (inactive where {'low' if s.inactive == '<' else 'high'})" for key, s in head_scores.SCORES.items()}
+OF_HEADS: dict[str, str] = {
+    key: f"{s.title} (inactive where {'low' if s.inactive == '<' else 'high'})" for key, s in head_scores.SCORES.items()
+}
 
 
 def score_units(bench: Bench, by: str, *, progress: Progress = SILENT) -> Result:
@@ -39,27 +41,50 @@ def score_units(bench: Bench, by: str, *, progress: Progress = SILENT) -> Result
     known = SCORES | (OF_HEADS if bench.kind == "heads" else {})
     if by not in known:
         raise UnknownName.among(f"score of {bench.kind}", by, known)
-    score = unit_sizes(bench) if by == "size" else unit_effects(bench, progress) if by == "alone" else mean_head_score(bench, by)
-    found = scored(bench.model, score, {"by": by, "kind": bench.kind, "value": bench.value, "metric": bench.metric.name, "n_prompts": len(bench.rows)}, started)
+    score = (
+        unit_sizes(bench)
+        if by == "size"
+        else unit_effects(bench, progress)
+        if by == "alone"
+        else mean_head_score(bench, by)
+    )
+    found = scored(
+        bench.model,
+        score,
+        {"by": by, "kind": bench.kind, "value": bench.value, "metric": bench.metric.name, "n_prompts": len(bench.rows)},
+        started,
+    )
     return replace(found, partial=bool(score.isnull().any()))
 
 
 def scored(model: Model, score: xr.DataArray, settings: Mapping[str, object], started: float | None = None) -> Result:
-    """A score [layer, unit] as a Result, such as one of the caller's own; settings say what it is of. nan keeps a unit out."""
+    """A score [layer, unit] as a Result, such as one of the caller's own; settings say what it is of. nan keeps a
+    unit out.
+    """
     provenance = Provenance.start("ablation", dict(settings), 0, model=model.provenance())
     return Result(provenance.finish(time.monotonic() if started is None else started), score.to_dataset(name="score"))
 
 
 def unit_sizes(bench: Bench) -> xr.DataArray:
-    """[layer, unit] how large a unit's output is: mean over tokens of a neuron's |activation|, or of a vector's length."""
+    """[layer, unit] how large a unit's output is: mean over tokens of a neuron's |activation|, or of a vector's
+    length.
+    """
     names, totals = [name for layer in bench.places for name in layer], {}
     for batch in bench.batches:
         for name, tensor in seen(bench.model, batch.tokens, names).items():
             size = tensor.float().abs() if bench.kind == "neurons" else tensor.float().norm(dim=-1)
             totals[name] = totals.get(name, 0) + size.double().sum((0, 1)).cpu()
     n_tokens = sum(batch.tokens.numel() for batch in bench.batches)
-    values = np.stack([np.concatenate([np.atleast_1d((totals[name] / n_tokens).numpy()) for name in layer]) for layer in bench.places])
-    return unit_map(bench.shape, bench.labels, values, "Mean |activation|" if bench.kind == "neurons" else "Mean output norm", "activation units")
+    values = np.stack(
+        [np.concatenate([np.atleast_1d((totals[name] / n_tokens).numpy()) for name in layer]) for layer in bench.places]
+    )
+    return unit_map(
+        bench.shape,
+        bench.labels,
+        values,
+        "Mean |activation|" if bench.kind == "neurons" else "Mean output norm",
+        "activation units",
+    )
 
 
 def unit_effects(bench: Bench, progress: Progress = SILENT) -> xr.DataArray:
@@ -77,7 +102,9 @@ def unit_effects(bench: Bench, progress: Progress = SILENT) -> xr.DataArray:
         progress.update(values.size, values.size, "done")
     except Cancelled:
         pass
-    return unit_map(bench.shape, bench.labels, values, f"|Change of {bench.metric.name}| when ablated alone", bench.metric.unit)
+    return unit_map(
+        bench.shape, bench.labels, values, f"|Change of {bench.metric.name}| when ablated alone", bench.metric.unit
+    )
 
 
 def mean_head_score(bench: Bench, key: str) -> xr.DataArray:
@@ -88,7 +115,12 @@ def mean_head_score(bench: Bench, key: str) -> xr.DataArray:
 
         def look(layer: int, acts: Mapping[str, torch.Tensor]) -> None:
             W_O = bench.model.W_O(layer) if key.startswith("apon") else None
-            totals[layer] += head_scores.head_scores(acts["pattern"], acts["v"], acts["z"], W_O=W_O, keys=(key,))[key].sum(0).cpu().numpy()
+            totals[layer] += (
+                head_scores.head_scores(acts["pattern"], acts["v"], acts["z"], W_O=W_O, keys=(key,))[key]
+                .sum(0)
+                .cpu()
+                .numpy()
+            )
 
         observe(bench.model, batch, ("pattern", "v", "z"), look)
     return unit_map(bench.shape, bench.labels, totals / len(bench.rows), score.title, score.shown_unit)
@@ -99,4 +131,10 @@ def unit_map(shape: tuple[int, int], labels: list[str], values: np.ndarray, titl
     if values.shape != shape:
         raise BadData(f"the score has shape {values.shape} and there are {shape[0]} layers of {shape[1]} units here")
     coords = {"layer": range(shape[0]), "unit": labels}
-    return xr.DataArray(values.astype(np.float32), dims=("layer", "unit"), coords=coords, name="score", attrs={"long_name": title, "unit": unit})
+    return xr.DataArray(
+        values.astype(np.float32),
+        dims=("layer", "unit"),
+        coords=coords,
+        name="score",
+        attrs={"long_name": title, "unit": unit},
+    )

@@ -31,7 +31,8 @@ UNIT_AXIS = {"head": "head", "kv_head": "kv_head", "d_mlp": "neuron"}
 class Group:
     """Cells that share a forward, positions from `start` on.
 
-    layer: [row] increasing. cells: [row, 3] of pos (-1: all), unit (-1: all), example. index: [row] their places in `Job.rows`.
+    layer: [row] increasing. cells: [row, 3] of pos (-1: all), unit (-1: all), example. index: [row] their places in
+    `Job.rows`.
     """
 
     layer: np.ndarray
@@ -70,8 +71,9 @@ class Plan:
     def __str__(self) -> str:
         saved = self.plain_token_blocks / max(1, self.token_blocks)
         return (
-            f"{self.n_cells} cells in {self.n_forwards} forwards of {sum(g.n_rows for g in self.groups)} rows, {saved:.1f} x less work than one forward a cell; "
-            f"about {self.seconds:.1f} s and {self.peak_bytes / 1e6:.0f} MB"
+            f"{self.n_cells} cells in {self.n_forwards} forwards of {sum(g.n_rows for g in self.groups)} rows,"
+            f" {saved:.1f} x less work than one forward a cell; about {self.seconds:.1f} s and"
+            f" {self.peak_bytes / 1e6:.0f} MB"
         )
 
 
@@ -96,7 +98,9 @@ class Job:
         """[row, 4] of (layer, pos or -1, unit or -1, example) in the order of the values, examples fastest."""
         if self.listed:
             cells = np.array(self.listed)
-            return np.column_stack([np.repeat(cells, self.n_examples, 0), np.tile(np.arange(self.n_examples), len(cells))])
+            return np.column_stack(
+                [np.repeat(cells, self.n_examples, 0), np.tile(np.arange(self.n_examples), len(cells))]
+            )
         pos = self.positions if "pos" in self.axes else (-1,)
         unit = self.units if "unit" in self.axes else (-1,)
         grid = np.meshgrid(self.layers, pos, unit, np.arange(self.n_examples), indexing="ij")
@@ -107,7 +111,16 @@ class Job:
         return UNIT_AXIS[UNITS[self.site]]
 
 
-def settle(model: Model, base: torch.Tensor, site: str, axes: Sequence[Axis], layers: Any, positions: Any, units: Any, cells: Sequence[Cell] | None = None) -> Job:
+def settle(
+    model: Model,
+    base: torch.Tensor,
+    site: str,
+    axes: Sequence[Axis],
+    layers: Any,
+    positions: Any,
+    units: Any,
+    cells: Sequence[Cell] | None = None,
+) -> Job:
     """The question of a sweep with its defaults filled in.
 
     Raises:
@@ -122,25 +135,43 @@ def settle(model: Model, base: torch.Tensor, site: str, axes: Sequence[Axis], la
     if "unit" in axes and site not in UNITS:
         raise WorkbenchError(f"{site} has no heads or neurons to sweep; sites that have: {', '.join(UNITS)}")
     if site in ("pattern", "attn_scores") and not model.pattern_is_live:
-        raise UnsupportedModel(f"{model.name} shows its pattern after the fact, so patching it would change nothing; sweep z instead")
+        raise UnsupportedModel(
+            f"{model.name} shows its pattern after the fact, so patching it would change nothing; sweep z instead"
+        )
     n_pos = base.shape[1]
     chosen = tuple(range(model.n_layers) if layers is None else layers)
     for layer in chosen:
         model.hook_name(site, layer)
-    where = tuple(sorted({p % n_pos if -n_pos <= p < n_pos else _outside(p, n_pos) for p in (range(n_pos) if positions is None else positions)}))
+    where = tuple(
+        sorted(
+            {
+                p % n_pos if -n_pos <= p < n_pos else _outside(p, n_pos)
+                for p in (range(n_pos) if positions is None else positions)
+            }
+        )
+    )
     n_units = _n_units(model, base, site) if "unit" in axes else 0
     which = tuple(range(n_units) if units is None else units)
     if "unit" in axes and any(not 0 <= u < n_units for u in which):
         raise WorkbenchError(f"{site} of {model.name} has units 0 to {n_units - 1}, got {which[:8]}")
-    listed = () if cells is None else tuple((cell[0], cell[1] % n_pos if "pos" in axes else -1, cell[-1] if "unit" in axes else -1) for cell in cells)
+    listed = (
+        ()
+        if cells is None
+        else tuple(
+            (cell[0], cell[1] % n_pos if "pos" in axes else -1, cell[-1] if "unit" in axes else -1) for cell in cells
+        )
+    )
     return Job(site, tuple(axes), chosen, where, which, len(base), n_pos, listed)
 
 
-def settle_listed(model: Model, parts: Sequence[Batch], site: str, axes: Sequence[Axis], cells: Sequence[Cell]) -> list[Job]:
+def settle_listed(
+    model: Model, parts: Sequence[Batch], site: str, axes: Sequence[Axis], cells: Sequence[Cell]
+) -> list[Job]:
     """A list of cells as a Job for each length; all of them must be in the shortest prompt.
 
     Raises:
-        BadData: on cells of another form than the axes say, or asked for twice. As `settle` on places that are not there.
+        BadData: on cells of another form than the axes say, or asked for twice. As `settle` on places that are not
+            there.
     """
     form = ("layer", *(axis for axis in ("pos", "unit") if axis in axes))
     odd = [cell for cell in cells if len(cell) != len(form)]
@@ -149,18 +180,29 @@ def settle_listed(model: Model, parts: Sequence[Batch], site: str, axes: Sequenc
     named = [tuple(int(n) for n in cell) for cell in cells]
     if len(set(named)) < len(named):
         raise BadData(f"cell {next(c for i, c in enumerate(named) if c in named[:i])} is asked for twice")
-    layers, positions, units = sorted({c[0] for c in named}), sorted({c[1] for c in named}) if "pos" in axes else None, sorted({c[-1] for c in named}) if "unit" in axes else None
+    layers, positions, units = (
+        sorted({c[0] for c in named}),
+        sorted({c[1] for c in named}) if "pos" in axes else None,
+        sorted({c[-1] for c in named}) if "unit" in axes else None,
+    )
     return [settle(model, part.tokens, site, axes, layers, positions, units, named) for part in parts]
 
 
 def settle_all(
-    model: Model, parts: Sequence[Batch], site: str, axes: Sequence[Axis], layers: Any, positions: Sequence[int] | None, units: Any, cells: Sequence[Cell] | None = None
+    model: Model,
+    parts: Sequence[Batch],
+    site: str,
+    axes: Sequence[Axis],
+    layers: Any,
+    positions: Sequence[int] | None,
+    units: Any,
+    cells: Sequence[Cell] | None = None,
 ) -> list[Job]:
     """`settle` for prompts in sets of one length.
 
     Raises:
-        BadData: if lengths differ and positions count partly from the beginning and partly from the end, or a length has
-            none of them; if a list of cells comes with layers, positions or units, or is not one.
+        BadData: if lengths differ and positions count partly from the beginning and partly from the end, or a length
+            has none of them; if a list of cells comes with layers, positions or units, or is not one.
     """
     if cells is not None:
         if any(asked is not None for asked in (layers, positions, units)):
@@ -169,13 +211,19 @@ def settle_all(
     if positions is None or len(parts) == 1:
         return [settle(model, part.tokens, site, axes, layers, positions, units) for part in parts]
     if min(positions) < 0 <= max(positions):
-        raise BadData(f"prompts of {len(parts)} lengths line up at their beginnings or at their ends, not both: give positions of one sign, got {list(positions)[:8]}")
+        raise BadData(
+            f"prompts of {len(parts)} lengths line up at their beginnings or at their ends, not both: give positions of"
+            f" one sign, got {list(positions)[:8]}"
+        )
     jobs = []
     for part in parts:
         n_pos = part.tokens.shape[1]
         here = [p for p in positions if -n_pos <= p < n_pos]
         if not here:
-            raise BadData(f"prompts of {n_pos} tokens have none of the positions asked for ({list(positions)[:8]}); leave them out")
+            raise BadData(
+                f"prompts of {n_pos} tokens have none of the positions asked for ({list(positions)[:8]}); leave"
+                " them out"
+            )
         jobs.append(settle(model, part.tokens, site, axes, layers, here, units))
     return jobs
 
@@ -192,7 +240,8 @@ def _outside(pos: int, n_pos: int) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a forward costs on this machine: token_block in seconds, and in token-blocks a block and a whole forward besides.
+    """What a forward costs on this machine: token_block in seconds, and in token-blocks a block and a whole forward
+    besides.
 
     per_block: reading a block's weights, its launches. per_forward: embedding, unembedding, set-up.
     """
@@ -224,12 +273,17 @@ def group_cells(job: Job, n_layers: int, cost: Cost, max_rows: int) -> tuple[Gro
     groups = []
     for start, here in pieces:
         here = here[np.argsort(rows[here, 0], kind="stable")]
-        groups += [Group(rows[i, 0], start, rows[i, 1:], i) for i in (here[n : n + max_rows] for n in range(0, len(here), max_rows))]
+        groups += [
+            Group(rows[i, 0], start, rows[i, 1:], i)
+            for i in (here[n : n + max_rows] for n in range(0, len(here), max_rows))
+        ]
     return tuple(groups)
 
 
 def best_cuts(suffix: Sequence[int], work: Sequence[float], fixed: float) -> list[tuple[int, int]]:
-    """Contiguous pieces [a, b) of positions minimising sum of work[a:b] x suffix[a] + fixed. work: block-rows of each position."""
+    """Contiguous pieces [a, b) of positions minimising sum of work[a:b] x suffix[a] + fixed. work: block-rows of
+    each position.
+    """
     n, total = len(suffix), np.concatenate([[0.0], np.cumsum(work)])
     best, back = [0.0] + [np.inf] * n, [0] * (n + 1)
     for b in range(1, n + 1):
@@ -248,7 +302,10 @@ def row_bytes(model: Model, n_pos: int, n_read: int) -> int:
     """Memory of one row in flight: its past, the widest intermediate of a block, its logits."""
     cfg, item = model.live.cfg, model.dtype.itemsize
     past = 2 * model.n_layers * n_pos * model.n_kv_heads * model.d_head
-    block = n_pos * (6 * model.d_model + 3 * (getattr(cfg, "d_mlp", None) or 4 * model.d_model)) + 3 * model.n_heads * n_pos * n_pos
+    block = (
+        n_pos * (6 * model.d_model + 3 * (getattr(cfg, "d_mlp", None) or 4 * model.d_model))
+        + 3 * model.n_heads * n_pos * n_pos
+    )
     return (past + block + 3 * n_read * model.d_vocab) * item
 
 
@@ -268,12 +325,19 @@ def plan(
 ) -> Plan:
     """What `sweep` with the same arguments will cost: forwards, rows, work, memory, seconds.
 
-    With `probe`, one pass over `base` and four short timed passes of two and eight rows are run for it, for each length.
+    With `probe`, one pass over `base` and four short timed passes of two and eight rows are run for it, for each
+    length.
     """
     parts = by_length(model, base)
     jobs = settle_all(model, parts, site, axes, layers, positions, units, cells)
-    plans = [plan_job(model, job, metric, BaseRun(model, part.tokens) if probe else None, budget_bytes) for part, job in zip(parts, jobs, strict=True)]
-    sums = {name: sum(getattr(p, name) for p in plans) for name in ("n_cells", "token_blocks", "plain_token_blocks", "seconds")}
+    plans = [
+        plan_job(model, job, metric, BaseRun(model, part.tokens) if probe else None, budget_bytes)
+        for part, job in zip(parts, jobs, strict=True)
+    ]
+    sums = {
+        name: sum(getattr(p, name) for p in plans)
+        for name in ("n_cells", "token_blocks", "plain_token_blocks", "seconds")
+    }
     return Plan(tuple(g for p in plans for g in p.groups), peak_bytes=max(p.peak_bytes for p in plans), **sums)
 
 
@@ -283,10 +347,17 @@ def plan_job(model: Model, job: Job, metric: Metric, run: BaseRun | None, budget
     budget = 0.5 * memory.available_bytes(model.device) if budget_bytes is None else budget_bytes
     per_row = row_bytes(model, job.n_pos, n_read)
     if per_row > budget:
-        raise NoRoom(f"one row of {job.n_pos} tokens needs {per_row / 1e6:.3g} MB, the budget is {budget / 1e6:.3g} MB; shorten the prompts or raise budget_bytes")
+        raise NoRoom(
+            f"one row of {job.n_pos} tokens needs {per_row / 1e6:.3g} MB, the budget is {budget / 1e6:.3g} MB; shorten"
+            " the prompts or raise budget_bytes"
+        )
     on_cpu = model.device == "cpu"
     max_rows = max(1, int(min(budget // per_row, (4096 if on_cpu else 65536) // job.n_pos + 1)))
-    cost = timed(run, job) if run is not None else Cost(float("nan"), 40.0 if on_cpu else 3000.0, 150.0 if on_cpu else 3000.0)
+    cost = (
+        timed(run, job)
+        if run is not None
+        else Cost(float("nan"), 40.0 if on_cpu else 3000.0, 150.0 if on_cpu else 3000.0)
+    )
     groups = group_cells(job, model.n_layers, cost, max_rows)
     work = sum(int((model.n_layers - g.layer).sum()) * (job.n_pos - g.start) for g in groups)
     n_cells = sum(g.n_rows for g in groups)
@@ -296,8 +367,8 @@ def plan_job(model: Model, job: Job, metric: Metric, run: BaseRun | None, budget
 
 
 def timed(run: BaseRun, job: Job) -> Cost:
-    """Costs of a forward, from passes of two and of eight rows through the last quarter of the blocks and through the last
-    block alone: seconds = per_forward + blocks x (per_block + rows x positions x token_block)."""
+    """Costs of a forward, from passes of two and of eight rows through the last quarter of the blocks and through the
+    last block alone: seconds = per_forward + blocks x (per_block + rows x positions x token_block)."""
     n_layers, few = run.model.n_layers, 2 * job.n_pos
     deep = max(min(2, n_layers), n_layers // 4)
 
@@ -319,7 +390,9 @@ def timed(run: BaseRun, job: Job) -> Cost:
     return Cost(token_block, per_block / token_block, per_forward / token_block)
 
 
-def read_site(model: Model, tokens: torch.Tensor, site: str, layers: Sequence[int]) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+def read_site(
+    model: Model, tokens: torch.Tensor, site: str, layers: Sequence[int]
+) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
     """{layer: the site's tensor} and the logits of one run."""
     taken: dict[int, torch.Tensor] = {}
 

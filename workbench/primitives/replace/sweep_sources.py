@@ -33,7 +33,9 @@ class Mean:
 
 @dataclass(frozen=True)
 class Resample:
-    """The same place in another example of the base of the same length, drawn by `seed` so that no example is its own source."""
+    """The same place in another example of the base of the same length, drawn by `seed` so that no example is its
+    own source.
+    """
 
     seed: int = 0
 
@@ -55,19 +57,28 @@ def source_of(model: Model, source: Source, part: Batch, base: Inputs) -> Source
     index, n_pos = part.index.tolist(), part.tokens.shape[1]
     for i in index:
         if len(given[i]) != n_pos:
-            raise BadData(f"the source of example {i} has {len(given[i])} tokens and its base {n_pos}; a patch needs aligned tokens")
+            raise BadData(
+                f"the source of example {i} has {len(given[i])} tokens and its base {n_pos}; a patch needs aligned"
+                " tokens"
+            )
     return replace(source, tokens=torch.tensor([given[i] for i in index]))
 
 
-def source_values(model: Model, base: torch.Tensor, source: Source, site: str, layers: Sequence[int]) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
-    """{layer: tensor shaped like the site in a run of `base`} to copy cells from, and the source run's logits if it is one.
+def source_values(
+    model: Model, base: torch.Tensor, source: Source, site: str, layers: Sequence[int]
+) -> tuple[dict[int, torch.Tensor], torch.Tensor | None]:
+    """{layer: tensor shaped like the site in a run of `base`} to copy cells from, and the source run's logits if it is
+    one.
 
     Args:
         base: [example, pos] tokens of one length.
     """
     if isinstance(source, Resample):
         if len(base) < 2:
-            raise BadData(f"resampling takes another example of {base.shape[1]} tokens as source, and there is only one; give several of that length, or FromRun")
+            raise BadData(
+                f"resampling takes another example of {base.shape[1]} tokens as source, and there is only one; give"
+                " several of that length, or FromRun"
+            )
         shift = 1 + int(torch.randint(len(base) - 1, (1,), generator=torch.Generator().manual_seed(source.seed)))
         source = FromRun(base.roll(shift, 0))
     if isinstance(source, FromRun):

@@ -1,12 +1,13 @@
 """Exact sweeps: replace one site at a time, in every layer x position (x head, x neuron), and measure what it does.
 
 Sources of the replacement: another run (denoising: a clean run into a corrupted one; noising: the reverse), zero, a
-mean over a reference set, another example. Cells with neighbouring positions, of all layers, go through one batch that each
-row joins at its own layer (models/resumed.py); logits are computed only where the metric reads them. Two random
+mean over a reference set, another example. Cells with neighbouring positions, of all layers, go through one batch that
+each row joins at its own layer (models/resumed.py); logits are computed only where the metric reads them. Two random
 cells are also run the plain way, from the first token of the first block with a hook, and the difference is kept;
 where an architecture does not allow the short way, or the two disagree, every cell is run the plain way and a warning
 says so.
-Cost: `plan` (primitives/replace/sweep_plan.py) tells before anything runs. Source of the method: Zhang & Nanda (arXiv 2309.16042).
+Cost: `plan` (primitives/replace/sweep_plan.py) tells before anything runs. Source of the method: Zhang & Nanda (arXiv
+2309.16042).
 """
 
 import time
@@ -31,7 +32,10 @@ from workbench.primitives.score.metrics import Metric
 
 __all__ = ["FromRun", "Mean", "Resample", "Source", "Zero", "denoise", "noise", "sweep"]
 
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # largest |short - plain| of the checked cells; half precision: 5e-2
+TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.float64: 1e-6,
+}  # largest |short - plain| of the checked cells; half precision: 5e-2
 
 
 # ---- the sweep ----
@@ -59,15 +63,17 @@ def sweep(
 
     Args:
         model: a causal language model (others run the plain way).
-        base: tokens of the run that is patched: [example, pos], or rows of any lengths, which are swept a length at a time.
+        base: tokens of the run that is patched: [example, pos], or rows of any lengths, which are swept a length at a
+            time.
         source: what is put in: FromRun(tokens), Zero(), Mean(tokens), Resample(seed).
         metric: made for these examples (primitives.score.metrics).
         site: a per-layer site of core.hooks.SITES.
-        axes: ("pos",) every position, all units of it at once; ("unit",) every head or neuron, at all positions at once;
-            ("pos", "unit") both. Layers are always an axis.
-        layers, positions, units: which; all if not given. Negative positions count from the end of each example: with rows
-            of unequal length the axis then lines them up at their ends, and at their beginnings otherwise.
-        cells: a list of places instead of every combination: (layer, pos), (layer, unit) or (layer, pos, unit), as `axes` says.
+        axes: ("pos",) every position, all units of it at once; ("unit",) every head or neuron, at all positions at
+            once; ("pos", "unit") both. Layers are always an axis.
+        layers, positions, units: which; all if not given. Negative positions count from the end of each example: with
+            rows of unequal length the axis then lines them up at their ends, and at their beginnings otherwise.
+        cells: a list of places instead of every combination: (layer, pos), (layer, unit) or (layer, pos, unit), as
+            `axes` says.
         budget_bytes: most memory for rows in flight; half of what is free if not given.
         n_check: how many random cells (of each length) are also run the plain way.
         seed: draws those cells.
@@ -75,9 +81,9 @@ def sweep(
         resume: a partial Result of the same call, whose finished cells are not run again.
 
     Returns:
-        Result whose data has `value` [layer, (pos), (head | kv_head | neuron), example] in the metric's unit, nan past the end
-        of a shorter example - or [cell, example] with the coordinates of each cell, if a list was given - `base_value` [example], `source_value` [example] for FromRun, and attrs `check_max_abs_diff`,
-        `engine`.
+        Result whose data has `value` [layer, (pos), (head | kv_head | neuron), example] in the metric's unit, nan past
+        the end of a shorter example - or [cell, example] with the coordinates of each cell, if a list was given -
+        `base_value` [example], `source_value` [example] for FromRun, and attrs `check_max_abs_diff`, `engine`.
 
     Raises:
         UnknownSite, BadData, NoRoom, UnsupportedModel: before anything is swept.
@@ -87,7 +93,15 @@ def sweep(
     sources = [source_of(model, source, part, base) for part in parts]
     cells = None if cells is None else [[int(n) for n in cell] for cell in cells]
     jobs = settle_all(model, parts, site, axes, layers, positions, units, cells)
-    settings = {"site": site, "axes": list(axes), "metric": metric.name, "source": type(source).__name__, "layers": list(jobs[0].layers), "positions": _asked(jobs, positions), "seed": seed}
+    settings = {
+        "site": site,
+        "axes": list(axes),
+        "metric": metric.name,
+        "source": type(source).__name__,
+        "layers": list(jobs[0].layers),
+        "positions": _asked(jobs, positions),
+        "seed": seed,
+    }
     if cells is not None:
         settings["cells"] = cells
     digest = _digest([part.tokens for part in parts])
@@ -102,7 +116,9 @@ def sweep(
     before = 0
     for part, given, job in zip(parts, sources, jobs, strict=True):
         share = _Share(progress, before, job.n_examples * job.n_pos**2, total) if len(parts) > 1 else progress
-        data, partial = _one_length(model, part, given, metric.of(part.index.numpy()), job, taken, budget_bytes, n_check, seed, share, warnings)
+        data, partial = _one_length(
+            model, part, given, metric.of(part.index.numpy()), job, taken, budget_bytes, n_check, seed, share, warnings
+        )
         from_end = len(parts) > 1 and positions is not None and "pos" in job.axes and min(positions) < 0
         found.append(data.assign_coords(pos=data.pos - job.n_pos) if from_end else data)
         before += job.n_examples * job.n_pos**2
@@ -111,12 +127,18 @@ def sweep(
     data = found[0] if len(parts) == 1 else _joined(found, n_examples)
     if cells is not None:
         names = ("layer", *(jobs[0].unit_axis if axis == "unit" else axis for axis in ("pos", "unit") if axis in axes))
-        labels: dict[str, Any] = {"cell": [".".join(map(str, cell)) for cell in cells]} | {name: ("cell", [cell[i] for cell in cells]) for i, name in enumerate(names)}
+        labels: dict[str, Any] = {"cell": [".".join(map(str, cell)) for cell in cells]} | {
+            name: ("cell", [cell[i] for cell in cells]) for i, name in enumerate(names)
+        }
         data = data.assign_coords(labels)
     moved = np.abs(data["value"].values - data["base_value"].values)
-    rounding = 1e-6 * (1 + float(np.nanmax(np.abs(data["base_value"].values))))  # the two ways of one forward differ by that much
+    rounding = 1e-6 * (
+        1 + float(np.nanmax(np.abs(data["base_value"].values)))
+    )  # the two ways of one forward differ by that much
     if not partial and float(np.nanmax(moved)) <= rounding:
-        warnings.append(f"replacing {site} moved the metric in no cell: source and base agree there, or nothing downstream reads it")
+        warnings.append(
+            f"replacing {site} moved the metric in no cell: source and base agree there, or nothing downstream reads it"
+        )
     return Result(provenance.finish(started), data, partial=partial, warnings=tuple(dict.fromkeys(warnings)))
 
 
@@ -196,7 +218,11 @@ def _empty(model: Model, job: Job, metric: Metric, base: torch.Tensor, index: np
     shape = [len(v) for v in sizes.values()]
     variables = {
         "value": (tuple(sizes), np.full(shape, np.nan, np.float32), about),
-        "base_value": (("example",), np.full(job.n_examples, np.nan, np.float32), {"unit": metric.unit, "long_name": f"{metric.name} of the base run"}),
+        "base_value": (
+            ("example",),
+            np.full(job.n_examples, np.nan, np.float32),
+            {"unit": metric.unit, "long_name": f"{metric.name} of the base run"},
+        ),
     }
     return xr.Dataset(variables, coords=coords, attrs={"site": job.site, "metric": metric.name})
 
@@ -211,13 +237,25 @@ def _digest(tokens: Sequence[torch.Tensor]) -> str:
 
 
 def _asked(jobs: Sequence[Job], positions: Sequence[int] | None) -> list[int]:
-    return list(jobs[0].positions) if len(jobs) == 1 else list(range(jobs[-1].n_pos)) if positions is None else list(positions)
+    return (
+        list(jobs[0].positions)
+        if len(jobs) == 1
+        else list(range(jobs[-1].n_pos))
+        if positions is None
+        else list(positions)
+    )
 
 
 def _joined(parts: Sequence[xr.Dataset], n_examples: int) -> xr.Dataset:
     """Sweeps of several lengths as one, in the order of the examples; nan past an end and where nothing was run."""
-    parts = [part.drop_vars("token", errors="ignore") for part in parts]  # words name a position only where there is one prompt
-    data = xr.concat(parts, dim="example", join="outer", coords="minimal", combine_attrs="drop_conflicts").reindex(example=range(n_examples)).transpose(*parts[0]["value"].dims)
+    parts = [
+        part.drop_vars("token", errors="ignore") for part in parts
+    ]  # words name a position only where there is one prompt
+    data = (
+        xr.concat(parts, dim="example", join="outer", coords="minimal", combine_attrs="drop_conflicts")
+        .reindex(example=range(n_examples))
+        .transpose(*parts[0]["value"].dims)
+    )
     data.attrs["check_max_abs_diff"] = float(np.max([part.attrs["check_max_abs_diff"] for part in parts]))
     data.attrs["engine"] = " and ".join(sorted({part.attrs["engine"] for part in parts}))
     return data
@@ -236,9 +274,15 @@ class _Share(Progress):
 
 def _values_of(resume: Result, provenance: Provenance) -> xr.DataArray:
     before = resume.provenance
-    same = before.spec == provenance.spec and before.model.get("weights") == provenance.model.get("weights") and before.data == provenance.data
+    same = (
+        before.spec == provenance.spec
+        and before.model.get("weights") == provenance.model.get("weights")
+        and before.data == provenance.data
+    )
     if not same:
-        raise BadData("the partial result is of another sweep, other weights or other tokens, so its cells cannot be reused")
+        raise BadData(
+            "the partial result is of another sweep, other weights or other tokens, so its cells cannot be reused"
+        )
     value = resume.data["value"]
     return value.assign_coords(cell=range(value.sizes["cell"])) if "cell" in value.dims else value
 
@@ -246,7 +290,16 @@ def _values_of(resume: Result, provenance: Provenance) -> xr.DataArray:
 class _Cells:
     """Measures groups of cells, the short way where it can."""
 
-    def __init__(self, model: Model, job: Job, metric: Metric, values: dict[int, torch.Tensor], base: torch.Tensor, run: BaseRun | None, base_value: np.ndarray):
+    def __init__(
+        self,
+        model: Model,
+        job: Job,
+        metric: Metric,
+        values: dict[int, torch.Tensor],
+        base: torch.Tensor,
+        run: BaseRun | None,
+        base_value: np.ndarray,
+    ):
         self.model, self.job, self.metric, self.values, self.base, self.run = model, job, metric, values, base, run
         self.base_value = base_value
         self.read = None if metric.positions is None else tuple(p % job.n_pos for p in metric.positions)
@@ -261,11 +314,16 @@ class _Cells:
                     worst = max(worst, float(np.abs(self._short(group) - self._plain(group)).max()))
                 except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as found:
                     worst = float("inf")
-                    warnings.append(f"the short way failed on {self.model.name} ({type(found).__name__}: {str(found).splitlines()[0][:120]})")
+                    warnings.append(
+                        f"the short way failed on {self.model.name} ({type(found).__name__}:"
+                        f" {str(found).splitlines()[0][:120]})"
+                    )
             data.attrs["check_max_abs_diff"] = worst
             if worst > TOLERANCE.get(self.model.dtype, 5e-2):
                 self.run = None
-                warnings.append(f"every cell was run the plain way: the short way differed by {worst:.2g} on {n_check} random cells")
+                warnings.append(
+                    f"every cell was run the plain way: the short way differed by {worst:.2g} on {n_check} random cells"
+                )
         data.attrs["engine"] = "plain" if self.run is None else "resumed"
 
     def _random_cells(self, n: int, seed: int) -> Iterator[Group]:
@@ -280,7 +338,10 @@ class _Cells:
             return self._short(group) if self.run is not None else self._plain(group)
         except (torch.OutOfMemoryError, NoRoom) as found:
             if group.n_rows == 1:
-                raise NoRoom(f"{self.model.name} ran out of memory on a single row of {self.job.n_pos} tokens; use shorter prompts or a smaller dtype") from found
+                raise NoRoom(
+                    f"{self.model.name} ran out of memory on a single row of {self.job.n_pos} tokens; use shorter"
+                    " prompts or a smaller dtype"
+                ) from found
         half = group.n_rows // 2
         return np.concatenate([self.measure(group.part(rows)) for rows in (slice(half), slice(half, None))])
 
@@ -294,8 +355,15 @@ class _Cells:
             return self.base_value[group.cells[:, 2]]
         last, site = self.model.n_layers - 1, self.job.site
         entry, hooked = group.layer, np.unique(group.layer)
-        if site in ("resid_pre", "resid_post"):  # the stream entering a block is what the row enters with; no hook is needed
-            entry, hooked = (group.layer, []) if site == "resid_pre" else (np.minimum(group.layer + 1, last), [last] if last in group.layer else [])
+        if site in (
+            "resid_pre",
+            "resid_post",
+        ):  # the stream entering a block is what the row enters with; no hook is needed
+            entry, hooked = (
+                (group.layer, [])
+                if site == "resid_pre"
+                else (np.minimum(group.layer + 1, last), [last] if last in group.layer else [])
+            )
         patched_entry = site == "resid_pre", site == "resid_post"
 
         def residual(block: int, rows: slice) -> torch.Tensor:
@@ -304,7 +372,9 @@ class _Cells:
             here = slice(*np.searchsorted(group.layer, [layer, layer + 1]))
             if not any(patched_entry) or here.start == here.stop:
                 return stream
-            return torch.cat([self._patched(stream[: here.stop - here.start], group, here), stream[here.stop - here.start :]])
+            return torch.cat(
+                [self._patched(stream[: here.stop - here.start], group, here), stream[here.stop - here.start :]]
+            )
 
         def hook_for(layer: int) -> Hook:
             here = slice(*np.searchsorted(group.layer, [layer, layer + 1]))
@@ -314,7 +384,9 @@ class _Cells:
         logits = self.run.run(entry.tolist(), group.start, example, residual=residual, hook_fns=hook_fns, read=late)
         if len(late) < len(read):
             early = [p for p in read if p < group.start]
-            logits = torch.cat([self.run.logits[example][:, early], logits], 1)[:, np.argsort(np.argsort(read)).tolist()]
+            logits = torch.cat([self.run.logits[example][:, early], logits], 1)[
+                :, np.argsort(np.argsort(read)).tolist()
+            ]
         return self.metric.at_read(logits, example).cpu().numpy()
 
     def _plain(self, group: Group) -> np.ndarray:
@@ -324,7 +396,10 @@ class _Cells:
             here = slice(*np.searchsorted(group.layer, [layer, layer + 1]))
             part = group.part(here, start=0)
             example = torch.from_numpy(part.cells[:, 2].copy()).to(self.base.device)
-            fn = (self.model.hook_name(self.job.site, int(layer)), lambda tensor, hook, part=part: self._patched(tensor, part, slice(0, part.n_rows)))
+            fn = (
+                self.model.hook_name(self.job.site, int(layer)),
+                lambda tensor, hook, part=part: self._patched(tensor, part, slice(0, part.n_rows)),
+            )
             found[here] = self.metric(self.model.forward(self.base[example], hook_fns=[fn]), example).cpu().numpy()
         return found
 
@@ -335,7 +410,9 @@ class _Cells:
         return new
 
     def _patched(self, tensor: torch.Tensor, group: Group, rows: slice) -> torch.Tensor:
-        """A copy of the tensor of `rows`, all of one layer (positions from group.start on), with each row's cell replaced."""
+        """A copy of the tensor of `rows`, all of one layer (positions from group.start on), with each row's cell
+        replaced.
+        """
         new, source, cells = tensor.clone(), self.values[int(group.layer[rows.start])], group.cells[rows]
         row = torch.arange(len(cells), device=tensor.device)
         pos, unit, example = (torch.from_numpy(cells[:, i].copy()).to(tensor.device) for i in range(3))

@@ -1,13 +1,14 @@
 """Which channels change, and change alike, whenever a model is taught a backdoor: scores over N pairs of checkpoints.
 
-Each variant is a poisoned fine-tune with a clean one beside it; Delta_i is the difference of their weights, in which the
-model both started from cancels. A channel is a row of an MLP's input projections (gate, up) or a column of its output
-projection (down): score = mean norm of its Delta_i + alignment_weight * mean positive cosine between the Delta_i. The top
-share of each module is the signature, which is then reinitialised or zeroed in the suspicious model.
-A head is scored over its rows of q, k, v and columns of o together; under grouped queries k and v belong to several heads,
-so there a head is its q rows and o columns alone. A bias is not scored, but goes where its row goes.
-Source: Li & Kim, "Purifying Generative LLMs from Backdoors without Prior Knowledge or Clean Reference" (ICLR 2026), from the
-paper card. Cost: one pass over the weights of all variants; memory of one module's N differences, never of a whole checkpoint.
+Each variant is a poisoned fine-tune with a clean one beside it; Delta_i is the difference of their weights, in which
+the model both started from cancels. A channel is a row of an MLP's input projections (gate, up) or a column of its
+output projection (down): score = mean norm of its Delta_i + alignment_weight * mean positive cosine between the
+Delta_i. The top share of each module is the signature, which is then reinitialised or zeroed in the suspicious model.
+A head is scored over its rows of q, k, v and columns of o together; under grouped queries k and v belong to several
+heads, so there a head is its q rows and o columns alone. A bias is not scored, but goes where its row goes.
+Source: Li & Kim, "Purifying Generative LLMs from Backdoors without Prior Knowledge or Clean Reference" (ICLR 2026),
+    from the paper card. Cost: one pass over the weights of all variants; memory of one module's N differences, never of
+    a whole checkpoint.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,32 +35,53 @@ Delta = torch.Tensor | LowRank
 # ---- changes of channels ----
 
 
-def channel_changes(poisoned: Sequence[Source], clean: Sequence[Source], *, heads: bool = False, n_heads: int | None = None, progress: Progress = SILENT) -> xr.Dataset:
+def channel_changes(
+    poisoned: Sequence[Source],
+    clean: Sequence[Source],
+    *,
+    heads: bool = False,
+    n_heads: int | None = None,
+    progress: Progress = SILENT,
+) -> xr.Dataset:
     """How far each channel moved in each variant, and how alike it moved in each two.
 
     Args:
-        poisoned, clean: N checkpoints each, of one architecture, i against i: Hugging Face modules, local directories of
-            safetensors, PEFT adapter directories or {module: training.lora.Factors} (of which the products scale * B A are subtracted).
+        poisoned, clean: N checkpoints each, of one architecture, i against i: Hugging Face modules, local directories
+            of safetensors, PEFT adapter directories or {module: training.lora.Factors} (of which the products scale * B
+            A are subtracted).
         heads: whether attention heads are scored too. n_heads: query heads, where no config says it (adapters).
         progress: per module; cancelling raises Cancelled.
 
     Returns:
-        Over `channel` with coordinates layer, module (the projection's name, or "head"), index: `norm` [variant, channel], L2, 0
-        where nothing moved; `cosine` [pair, channel] with coordinates first, second, 0 where one of the two did not move.
+        Over `channel` with coordinates layer, module (the projection's name, or "head"), index: `norm` [variant,
+        channel], L2, 0 where nothing moved; `cosine` [pair, channel] with coordinates first, second, 0 where one of the
+        two did not move.
 
     Raises:
-        BadData: if the checkpoints do not correspond. UnsupportedModel: if channels cannot be told apart in them, saying why.
+        BadData: if the checkpoints do not correspond. UnsupportedModel: if channels cannot be told apart in them,
+            saying why.
     """
     if not poisoned or len(poisoned) != len(clean):
-        raise BadData(f"every poisoned checkpoint needs its clean counterpart, and there must be one pair at least; got {len(poisoned)} and {len(clean)}")
+        raise BadData(
+            "every poisoned checkpoint needs its clean counterpart, and there must be one pair at least; got"
+            f" {len(poisoned)} and {len(clean)}"
+        )
     pairs = [(open_checkpoint(p), open_checkpoint(c)) for p, c in zip(poisoned, clean, strict=True)]
     each = [checkpoint for pair in pairs for checkpoint in pair]
     if len({checkpoint.is_adapter for checkpoint in each}) > 1:
-        raise BadData("adapters are compared with adapters and whole checkpoints with whole ones; merge the adapters first (training.lora.merge)")
+        raise BadData(
+            "adapters are compared with adapters and whole checkpoints with whole ones; merge the adapters first"
+            " (training.lora.merge)"
+        )
     found = [channel_places(checkpoint, heads=heads) for checkpoint in each]
     for checkpoint, places in zip(each, found, strict=True):
-        if differing := {_outline(key, p) for key, p in found[0].items()} ^ {_outline(key, p) for key, p in places.items()}:
-            raise BadData(f"{each[0].label!r} and {checkpoint.label!r} do not have the same projections: {', '.join(sorted(differing)[:3])} is in one of them only")
+        if differing := {_outline(key, p) for key, p in found[0].items()} ^ {
+            _outline(key, p) for key, p in places.items()
+        }:
+            raise BadData(
+                f"{each[0].label!r} and {checkpoint.label!r} do not have the same projections:"
+                f" {', '.join(sorted(differing)[:3])} is in one of them only"
+            )
     n_heads = n_heads or query_heads(each[0].settings)
     parts = []
     for done, key in enumerate(sorted(found[0], key=lambda k: (k[0], k[1] == HEAD))):
@@ -85,21 +107,36 @@ def _dataset(inner: torch.Tensor, key: Key) -> xr.Dataset:
     size = norm[first] * norm[second]
     cosine = np.divide(products[:, first, second].T, size, out=np.zeros_like(size), where=size > 0).clip(-1, 1)
     n = norm.shape[1]
-    where = {"layer": ("channel", np.full(n, key[0])), "module": ("channel", np.full(n, key[1])), "index": ("channel", np.arange(n))}
+    where = {
+        "layer": ("channel", np.full(n, key[0])),
+        "module": ("channel", np.full(n, key[1])),
+        "index": ("channel", np.arange(n)),
+    }
     both = {"norm": (("variant", "channel"), norm), "cosine": (("pair", "channel"), cosine)}
-    return xr.Dataset(both, coords={"variant": np.arange(len(norm)), "first": ("pair", first), "second": ("pair", second)} | where)
+    return xr.Dataset(
+        both, coords={"variant": np.arange(len(norm)), "first": ("pair", first), "second": ("pair", second)} | where
+    )
 
 
-def _of_parts(pairs: Sequence[tuple[Checkpoint, Checkpoint]], named: Sequence[Sequence[Part]], which: int, key: Key) -> torch.Tensor:
-    """[channel, variant, variant] inner products of one weight's changes, channel by channel; all its deltas are dropped on return."""
+def _of_parts(
+    pairs: Sequence[tuple[Checkpoint, Checkpoint]], named: Sequence[Sequence[Part]], which: int, key: Key
+) -> torch.Tensor:
+    """[channel, variant, variant] inner products of one weight's changes, channel by channel; all its deltas are
+    dropped on return.
+    """
     deltas = [_delta(p, c, named[2 * i][which], named[2 * i + 1][which]) for i, (p, c) in enumerate(pairs)]
     shapes = {(d[1].shape[0], d[0].shape[1]) if isinstance(d, tuple) else tuple(d.shape) for d in deltas}
     if len(shapes) > 1:
-        raise BadData(f"layer {key[0]} {key[1]} has different shapes in these checkpoints ({', '.join(map(str, sorted(shapes)))}), so they are not of one architecture")
+        raise BadData(
+            f"layer {key[0]} {key[1]} has different shapes in these checkpoints"
+            f" ({', '.join(map(str, sorted(shapes)))}), so they are not of one architecture"
+        )
     return _inner(deltas, named[0][which].by_row)
 
 
-def _of_heads(pairs: Sequence[tuple[Checkpoint, Checkpoint]], named: Sequence[Sequence[Part]], n_heads: int | None, key: Key) -> torch.Tensor:
+def _of_heads(
+    pairs: Sequence[tuple[Checkpoint, Checkpoint]], named: Sequence[Sequence[Part]], n_heads: int | None, key: Key
+) -> torch.Tensor:
     if not n_heads:
         raise BadData("adapters do not say how many heads there are; give n_heads, the number of query heads")
     total: torch.Tensor | None = None
@@ -117,25 +154,41 @@ def _of_heads(pairs: Sequence[tuple[Checkpoint, Checkpoint]], named: Sequence[Se
 
 
 def _delta(poisoned: Checkpoint, clean: Checkpoint, one: Part, other: Part) -> Delta:
-    """What poisoning adds to the clean fine-tune: [out, in], or the factors of it (the clean ones below, with a minus)."""
+    """What poisoning adds to the clean fine-tune: [out, in], or the factors of it (the clean ones below, with a
+    minus).
+    """
     if poisoned.is_adapter:
         (a, b), (a_clean, b_clean) = poisoned.factors(one.name), clean.factors(other.name)
         if a.shape[1] != a_clean.shape[1] or b.shape[0] != b_clean.shape[0]:
-            raise BadData(f"{one.name} has different shapes in {poisoned.label!r} and {clean.label!r}, so they are not of one base")
+            raise BadData(
+                f"{one.name} has different shapes in {poisoned.label!r} and {clean.label!r}, so they are not of one"
+                " base"
+            )
         return torch.cat([a, a_clean.to(a.device)]), torch.cat([b, -b_clean.to(b.device)], 1)
     matrix, base = poisoned.read(one.name), clean.read(other.name)
     if matrix.shape != base.shape or matrix.ndim != 2:
-        raise BadData(f"{one.name} is {list(matrix.shape)} in {poisoned.label!r} and {list(base.shape)} in {clean.label!r}; give checkpoints of one architecture")
+        raise BadData(
+            f"{one.name} is {list(matrix.shape)} in {poisoned.label!r} and {list(base.shape)} in {clean.label!r}; give"
+            " checkpoints of one architecture"
+        )
     delta = matrix - base.to(matrix.device)
     return delta.T if poisoned.settings.get("model_type") in TRANSPOSED else delta
 
 
 def _inner(deltas: Sequence[Delta], by_row: bool) -> torch.Tensor:
-    """[channel, variant, variant] inner products in float64, from chunks of channels, or from factors without the full matrices."""
+    """[channel, variant, variant] inner products in float64, from chunks of channels, or from factors without the
+    full matrices.
+    """
     low_rank = [(_double(d[0]), _double(d[1])) for d in deltas if isinstance(d, tuple)]
     if low_rank:
         sides = [(b, a) if by_row else (a.T, b.T) for a, b in low_rank]  # a channel's vector is row @ other
-        return torch.stack([torch.stack([((row @ (side @ other_side.T)) * other).sum(1) for other, other_side in sides], 1) for row, side in sides], 1)
+        return torch.stack(
+            [
+                torch.stack([((row @ (side @ other_side.T)) * other).sum(1) for other, other_side in sides], 1)
+                for row, side in sides
+            ],
+            1,
+        )
     matrices = [d if by_row else d.T for d in deltas if isinstance(d, torch.Tensor)]
     step = max(1, _AT_ONCE // (len(matrices) * matrices[0].shape[1]))
     chunks = []
@@ -153,7 +206,9 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def magnitude(changes: xr.Dataset, *, normalised: bool = False) -> xr.DataArray:
-    """[channel] mean norm over the variants; normalised, in units of its module's mean (1 is an average channel, 0 a module that nothing moved)."""
+    """[channel] mean norm over the variants; normalised, in units of its module's mean (1 is an average channel, 0 a
+    module that nothing moved).
+    """
     mean = changes["norm"].mean("variant")
     if normalised:
         values = mean.values.copy()
@@ -161,7 +216,9 @@ def magnitude(changes: xr.Dataset, *, normalised: bool = False) -> xr.DataArray:
             average = values[hit].mean()
             values[hit] = values[hit] / average if average > 0 else 0.0
         mean = mean.copy(data=values)
-    return mean.rename("score").assign_attrs(long_name="Mean norm of the change", unit="module means" if normalised else "L2 norm")
+    return mean.rename("score").assign_attrs(
+        long_name="Mean norm of the change", unit="module means" if normalised else "L2 norm"
+    )
 
 
 def alignment(changes: xr.Dataset) -> xr.DataArray:
@@ -182,9 +239,11 @@ def scores(
     """Score of each channel: higher changes more, or more alike, whenever a backdoor is taught.
 
     Args:
-        changes: of `channel_changes`. alignment_weight: lambda of the paper; 0.01 caps the second term at 0.01, which decides little where
-            norms are much larger. normalised: divide mean norms by their module's mean, so that both terms are of one size.
-        variants: how many of the first N are used; all if not given. only: one of the two terms alone, without the weight.
+        changes: of `channel_changes`. alignment_weight: lambda of the paper; 0.01 caps the second term at 0.01, which
+            decides little where norms are much larger. normalised: divide mean norms by their module's mean, so that
+            both terms are of one size.
+        variants: how many of the first N are used; all if not given. only: one of the two terms alone, without the
+            weight.
 
     Returns:
         [channel] unit L2 norm, module means or cosine, with the coordinates of `changes`.
@@ -204,11 +263,16 @@ def scores(
     size = magnitude(changes, normalised=normalised)
     if only == "magnitude":
         return size
-    return (size + alignment_weight * alignment(changes)).rename("score").assign_attrs(long_name="Score of a channel", unit=size.attrs["unit"])
+    return (
+        (size + alignment_weight * alignment(changes))
+        .rename("score")
+        .assign_attrs(long_name="Score of a channel", unit=size.attrs["unit"])
+    )
 
 
 def signature(s: xr.DataArray, share: float) -> np.ndarray:
-    """bool [channel] the ceil(share * n) highest of the n channels of each (layer, module); ties fall to the lower index.
+    """bool [channel] the ceil(share * n) highest of the n channels of each (layer, module); ties fall to the lower
+    index.
 
     Args:
         s: [channel] scores. share: tau of the paper, in [0, 1].
@@ -229,12 +293,20 @@ def signature(s: xr.DataArray, share: float) -> np.ndarray:
 
 
 @torch.no_grad()
-def neutralise(module: torch.nn.Module, chosen: np.ndarray, channels: xr.DataArray | xr.Dataset, how: Literal["reinitialise", "zero"] = "reinitialise", seed: int = 0) -> int:
-    """Overwrite the chosen channels of a Hugging Face module, in place: rows of gate and up, columns of down, all slices of a head.
+def neutralise(
+    module: torch.nn.Module,
+    chosen: np.ndarray,
+    channels: xr.DataArray | xr.Dataset,
+    how: Literal["reinitialise", "zero"] = "reinitialise",
+    seed: int = 0,
+) -> int:
+    """Overwrite the chosen channels of a Hugging Face module, in place: rows of gate and up, columns of down, all
+    slices of a head.
 
     Args:
-        chosen: bool [channel]. channels: the coordinates they were scored with. how: fresh Xavier-uniform values with the fan-in and
-            fan-out of the whole matrix, or zeros; biases of chosen rows become 0 in both. seed: of the fresh values.
+        chosen: bool [channel]. channels: the coordinates they were scored with. how: fresh Xavier-uniform values with
+            the fan-in and fan-out of the whole matrix, or zeros; biases of chosen rows become 0 in both. seed: of the
+            fresh values.
 
     Returns:
         Weights that are not what they were.
@@ -243,19 +315,29 @@ def neutralise(module: torch.nn.Module, chosen: np.ndarray, channels: xr.DataArr
         NotFired: if nothing changed. BadData: if the module has no such channel.
     """
     checkpoint, parameters = open_checkpoint(module), dict(module.named_parameters())
-    flipped, generator, changed = checkpoint.settings.get("model_type") in TRANSPOSED, torch.Generator().manual_seed(seed), 0
+    flipped, generator, changed = (
+        checkpoint.settings.get("model_type") in TRANSPOSED,
+        torch.Generator().manual_seed(seed),
+        0,
+    )
     places = channel_places(checkpoint, heads=HEAD in channels["module"].values)
-    for part, lines in _chosen_lines(places, chosen, channels, lambda p: parameters[p.name].shape[0 if p.by_row != flipped else 1]):
+    for part, lines in _chosen_lines(
+        places, chosen, channels, lambda p: parameters[p.name].shape[0 if p.by_row != flipped else 1]
+    ):
         weight = parameters[part.name].data.T if flipped else parameters[part.name].data
         bound = sqrt(6 / sum(weight.shape))
         by_channel = weight if part.by_row else weight.T
         new = torch.zeros(len(lines), by_channel.shape[1])
-        changed += _overwrite(by_channel, lines, new.uniform_(-bound, bound, generator=generator) if how == "reinitialise" else new)
+        changed += _overwrite(
+            by_channel, lines, new.uniform_(-bound, bound, generator=generator) if how == "reinitialise" else new
+        )
         bias = parameters.get(part.name.removesuffix("weight") + "bias")
         if part.by_row and bias is not None:
             changed += _overwrite(bias.data, lines, torch.zeros(len(lines)))
     if not changed:
-        raise NotFired(f"{int(chosen.sum())} channels were chosen and not one weight of {type(module).__name__} changed")
+        raise NotFired(
+            f"{int(chosen.sum())} channels were chosen and not one weight of {type(module).__name__} changed"
+        )
     return changed
 
 
@@ -267,18 +349,24 @@ def _overwrite(target: torch.Tensor, lines: torch.Tensor, new: torch.Tensor) -> 
     return changed
 
 
-def neutralise_adapter(factors: Mapping[str, Any], chosen: np.ndarray, channels: xr.DataArray | xr.Dataset) -> dict[str, Any]:
-    """Factors whose update no longer touches the chosen channels: rows of B (gate, up, q, k, v) or columns of A (down, o) are zero.
+def neutralise_adapter(
+    factors: Mapping[str, Any], chosen: np.ndarray, channels: xr.DataArray | xr.Dataset
+) -> dict[str, Any]:
+    """Factors whose update no longer touches the chosen channels: rows of B (gate, up, q, k, v) or columns of A (down,
+    o) are zero.
 
     Args:
-        factors: {module name: training.lora.Factors} of the suspicious adapter, which is left as it is. chosen, channels: as for `neutralise`.
+        factors: {module name: training.lora.Factors} of the suspicious adapter, which is left as it is. chosen,
+            channels: as for `neutralise`.
 
     Raises:
         NotFired: if nothing changed. BadData: if the adapter has no such channel.
     """
     new, changed = dict(factors), 0
     places = channel_places(open_checkpoint(factors), heads=HEAD in channels["module"].values)
-    for part, lines in _chosen_lines(places, chosen, channels, lambda p: len(_side(factors[p.name.removesuffix(".weight")], p.by_row))):
+    for part, lines in _chosen_lines(
+        places, chosen, channels, lambda p: len(_side(factors[p.name.removesuffix(".weight")], p.by_row))
+    ):
         name = part.name.removesuffix(".weight")
         kept = _side(new[name], part.by_row).clone()  # [channel, r]
         changed += int((kept[lines] != 0).sum())
@@ -294,7 +382,10 @@ def _side(factors: Any, by_row: bool) -> torch.Tensor:
 
 
 def _chosen_lines(
-    places: Mapping[Key, Sequence[Part]], chosen: np.ndarray, channels: xr.DataArray | xr.Dataset, size: Callable[[Part], int]
+    places: Mapping[Key, Sequence[Part]],
+    chosen: np.ndarray,
+    channels: xr.DataArray | xr.Dataset,
+    size: Callable[[Part], int],
 ) -> Iterator[tuple[Part, torch.Tensor]]:
     """(weight, numbers of its chosen rows or columns) for every weight that has some."""
     if len(chosen) != channels.sizes["channel"]:
@@ -304,7 +395,9 @@ def _chosen_lines(
             continue
         key = (int(channels["layer"].values[hit[0]]), str(channels["module"].values[hit[0]]))
         if key not in places:
-            raise BadData(f"there is no {key[1]} of layer {key[0]} here; neutralise a model of the architecture that was scored")
+            raise BadData(
+                f"there is no {key[1]} of layer {key[0]} here; neutralise a model of the architecture that was scored"
+            )
         width, marked = size(places[key][0]), channels["index"].values[hit[chosen[hit]]]
         if key[1] == HEAD:
             marked = (marked[:, None] * (width // len(hit)) + np.arange(width // len(hit))).reshape(-1)

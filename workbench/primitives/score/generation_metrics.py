@@ -1,7 +1,7 @@
 """What a continuation looks like without reading it: empty, stuck on one token, or going round in a loop.
 
-Pure functions of token ids and logits. Steering with too large a coefficient breaks a model long before it persuades it, so every
-sweep carries these beside its target. Cost: one pass over the ids.
+Pure functions of token ids and logits. Steering with too large a coefficient breaks a model long before it persuades
+it, so every sweep carries these beside its target. Cost: one pass over the ids.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ def repeated_ngram_share(ids: Sequence[int], n: int = 2) -> float:
     Raises:
         WorkbenchError: if n is below 1.
 
-    Source: Welleck et al., "Neural Text Generation with Unlikelihood Training" (arXiv 1908.04319), seq-rep-n; one minus the
-    distinct-n of Li et al. (arXiv 1510.03055) up to the latter's division by tokens instead of n-grams.
+    Source: Welleck et al., "Neural Text Generation with Unlikelihood Training" (arXiv 1908.04319), seq-rep-n; one minus
+        the distinct-n of Li et al. (arXiv 1510.03055) up to the latter's division by tokens instead of n-grams.
     """
     if n < 1:
         raise WorkbenchError(f"an n-gram has at least one token, got n={n}")
@@ -32,7 +32,9 @@ def repeated_ngram_share(ids: Sequence[int], n: int = 2) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def degeneration(ids: Sequence[int], *, n: int = 2, max_run_share: float = 0.5, max_repeated_share: float = 0.5, min_tokens: int = 8) -> dict[str, float | bool | int]:
+def degeneration(
+    ids: Sequence[int], *, n: int = 2, max_run_share: float = 0.5, max_repeated_share: float = 0.5, min_tokens: int = 8
+) -> dict[str, float | bool | int]:
     """Whether a continuation is broken, and by which measure.
 
     Args:
@@ -43,8 +45,8 @@ def degeneration(ids: Sequence[int], *, n: int = 2, max_run_share: float = 0.5, 
         min_tokens: shorter continuations are only checked for being empty: "yes yes" is an answer, not a loop.
 
     Returns:
-        n_tokens, is_empty, longest_run_share, repeated_ngram_share, is_degenerate. A loop of k tokens has a repeated share
-        of 1 - k / (n_tokens - n + 1), so with the defaults a loop is caught once it has gone round about twice.
+        n_tokens, is_empty, longest_run_share, repeated_ngram_share, is_degenerate. A loop of k tokens has a repeated
+        share of 1 - k / (n_tokens - n + 1), so with the defaults a loop is caught once it has gone round about twice.
 
     Raises:
         WorkbenchError: if n is below 1.
@@ -69,5 +71,7 @@ def continuation_loss(logits: torch.Tensor, tokens: torch.Tensor, n_prompt: Sequ
     """
     targets = tokens.to(logits.device)[:, 1:]
     loss = -logits[:, :-1].float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    counted = torch.arange(1, tokens.shape[1], device=loss.device) >= torch.as_tensor(list(n_prompt), device=loss.device).unsqueeze(1)
+    counted = torch.arange(1, tokens.shape[1], device=loss.device) >= torch.as_tensor(
+        list(n_prompt), device=loss.device
+    ).unsqueeze(1)
     return (loss * counted).sum(1) / counted.sum(1)

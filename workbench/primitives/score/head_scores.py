@@ -120,10 +120,16 @@ class Score:
     @property
     def shown_unit(self) -> str:
         """What to write on an axis."""
-        return {"layer": "ratio to layer mean", "own": "ratio to the head's own mean"}.get(self.over) or self.unit or "activation units"
+        return (
+            {"layer": "ratio to layer mean", "own": "ratio to the head's own mean"}.get(self.over)
+            or self.unit
+            or "activation units"
+        )
 
     def flags(self, score: Any, threshold: Any) -> Any:
-        """True where a head is inactive, for tensors and arrays; strict, so a threshold at the smallest (largest) score flags nothing."""
+        """True where a head is inactive, for tensors and arrays; strict, so a threshold at the smallest (largest)
+        score flags nothing.
+        """
         return score < threshold if self.inactive == "<" else score > threshold
 
 

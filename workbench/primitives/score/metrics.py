@@ -1,8 +1,8 @@
 """Metrics on logits that say which positions they read, so that a sweep computes no others.
 
 Each is made for a set of examples (the rows of a run, in order) and applied to any batch of rows that are copies of
-them: `compute(logits, example)` with logits [row, read_pos, d_vocab] at the read positions only, and example [row] saying
-which example each row is. Values are per row; nothing is averaged here.
+them: `compute(logits, example)` with logits [row, read_pos, d_vocab] at the read positions only, and example [row]
+saying which example each row is. Values are per row; nothing is averaged here.
 Cost: a softmax over the vocabulary at most.
 """
 
@@ -44,8 +44,15 @@ class Metric:
         """The same metric for some of its examples, renumbered from 0. index: [example] their numbers here."""
         chosen, compute = torch.as_tensor(np.asarray(index), dtype=torch.long), self.compute
         if self.n_examples is not None and len(chosen) and int(chosen.max()) >= self.n_examples:
-            raise BadData(f"metric {self.name} was made for {self.n_examples} examples, and example {int(chosen.max())} was asked for")
-        return replace(self, compute=lambda logits, example: compute(logits, chosen.to(example.device)[example]), n_examples=len(chosen))
+            raise BadData(
+                f"metric {self.name} was made for {self.n_examples} examples, and example {int(chosen.max())} was"
+                " asked for"
+            )
+        return replace(
+            self,
+            compute=lambda logits, example: compute(logits, chosen.to(example.device)[example]),
+            n_examples=len(chosen),
+        )
 
     def at_read(self, logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
         """[row, read_pos, d_vocab] logits at the read positions only -> [row], float32.
@@ -54,7 +61,9 @@ class Metric:
             BadData: if there are more examples than the metric was made for.
         """
         if self.n_examples is not None and int(example.max()) >= self.n_examples:
-            raise BadData(f"metric {self.name} was made for {self.n_examples} examples, and example {int(example.max())} was run")
+            raise BadData(
+                f"metric {self.name} was made for {self.n_examples} examples, and example {int(example.max())} was run"
+            )
         return self.compute(logits.float(), example)
 
 
@@ -66,7 +75,10 @@ def _at(values: torch.Tensor, ids: torch.Tensor, example: torch.Tensor) -> torch
     """[row, d_vocab] values -> [row], each row's own answer's."""
     own = ids.to(values.device)[example]
     if int(own.min()) < 0 or int(own.max()) >= values.shape[-1]:
-        raise BadData(f"an answer has id {int(own.min()) if int(own.min()) < 0 else int(own.max())}, and the model knows tokens 0 to {values.shape[-1] - 1}")
+        raise BadData(
+            f"an answer has id {int(own.min()) if int(own.min()) < 0 else int(own.max())}, and the model knows tokens 0"
+            f" to {values.shape[-1] - 1}"
+        )
     return values.gather(-1, own.unsqueeze(-1)).squeeze(-1)
 
 
@@ -81,7 +93,9 @@ def logit_diff(answers: Ids, others: Ids, pos: int = -1) -> Metric:
     """
     right, wrong = _ids(answers), _ids(others)
     if len(right) != len(wrong):
-        raise BadData(f"every example needs an answer and another one, and there are {len(right)} answers and {len(wrong)} others")
+        raise BadData(
+            f"every example needs an answer and another one, and there are {len(right)} answers and {len(wrong)} others"
+        )
 
     def compute(logits: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
         return _at(logits[:, 0], right, example) - _at(logits[:, 0], wrong, example)
@@ -148,7 +162,9 @@ def rank(answers: Ids, pos: int = -1) -> Metric:
     return Metric("rank", "tokens above", compute, (pos,), len(right))
 
 
-def recovered(patched: torch.Tensor, clean: torch.Tensor, corrupted: torch.Tensor, *, eps: float = 1e-6) -> torch.Tensor:
+def recovered(
+    patched: torch.Tensor, clean: torch.Tensor, corrupted: torch.Tensor, *, eps: float = 1e-6
+) -> torch.Tensor:
     """Share of the clean-minus-corrupted difference that a patch restores.
 
     0 means the patch did nothing, 1 means it restored the clean behaviour; values outside [0, 1] are real and are kept.
@@ -166,5 +182,8 @@ def recovered(patched: torch.Tensor, clean: torch.Tensor, corrupted: torch.Tenso
     """
     gap = clean - corrupted
     if small := int((gap.abs() < eps).sum()):
-        raise DegenerateBaseline(f"clean and corrupted agree within {eps:g} on {small} of {gap.numel()} examples, so a recovered share has no meaning there; drop them")
+        raise DegenerateBaseline(
+            f"clean and corrupted agree within {eps:g} on {small} of {gap.numel()} examples, so a recovered share has"
+            " no meaning there; drop them"
+        )
     return (patched - corrupted) / gap

@@ -1,7 +1,8 @@
-"""From words to numbers: prompts as people type them to aligned tokens, and named metrics of the answers that should follow.
+"""From words to numbers: prompts as people type them to aligned tokens, and named metrics of the answers that should
+follow.
 
-Every refusal shows the tokens, because what a tokenizer made of a word is what goes wrong first: an answer of two tokens
-has no single logit, and a prompt one token longer than its twin would be patched one place off.
+Every refusal shows the tokens, because what a tokenizer made of a word is what goes wrong first: an answer of two
+tokens has no single logit, and a prompt one token longer than its twin would be patched one place off.
 Cost: tokenising; no forward.
 """
 
@@ -42,7 +43,11 @@ def one_token(model: Model, word: str) -> int:
     if not ids:
         raise BadData("an answer is empty; type a word that is one token")
     spaced = "" if word.startswith(" ") else f" {word}"
-    hint = f"; {spaced!r}, with a space in front, is one" if spaced and len(model.to_rows(spaced, bos=False)[0]) == 1 else ""
+    hint = (
+        f"; {spaced!r}, with a space in front, is one"
+        if spaced and len(model.to_rows(spaced, bos=False)[0]) == 1
+        else ""
+    )
     raise BadData(f"{word!r} is {len(ids)} tokens ({joined(model.to_strings(ids))}), and it must be one{hint}")
 
 
@@ -58,9 +63,15 @@ def aligned_pair(model: Model, clean: str, corrupted: str) -> tuple[torch.Tensor
     one, other = model.to_rows([clean, corrupted])
     if len(one) != len(other):
         shown = [joined(model.to_strings(row)) for row in (one, other)]
-        raise BadData(f"clean has {len(one)} tokens and corrupted {len(other)}, and a patch needs one for one. Clean: {shown[0]} Corrupted: {shown[1]}")
+        raise BadData(
+            f"clean has {len(one)} tokens and corrupted {len(other)}, and a patch needs one for one. Clean: {shown[0]}"
+            f" Corrupted: {shown[1]}"
+        )
     if one == other:
-        raise BadData(f"clean and corrupted are the same {len(one)} tokens, so there is nothing to patch; change at least one word")
+        raise BadData(
+            f"clean and corrupted are the same {len(one)} tokens, so there is nothing to patch; change at least one"
+            " word"
+        )
     return torch.tensor([one]), torch.tensor([other])
 
 
@@ -73,7 +84,9 @@ def joined(tokens: Sequence[str]) -> str:
     return "|".join(tokens)
 
 
-def metric_named(model: Model, name: str, rows: Rows, answers: Sequence[str] = (), others: Sequence[str] = ()) -> Metric:
+def metric_named(
+    model: Model, name: str, rows: Rows, answers: Sequence[str] = (), others: Sequence[str] = ()
+) -> Metric:
     """A metric of METRICS for these prompts.
 
     Args:
@@ -92,7 +105,9 @@ def metric_named(model: Model, name: str, rows: Rows, answers: Sequence[str] = (
     if name == "logit_diff":
         wrong = _ids(model, name, rows, others, "other answer")
         if same := [word for word, a, b in zip(answers, right, wrong, strict=True) if a == b]:
-            raise BadData(f"answer and other answer are both {same[0]!r}, so their logits never differ; choose another word")
+            raise BadData(
+                f"answer and other answer are both {same[0]!r}, so their logits never differ; choose another word"
+            )
         return metrics.logit_diff(right, wrong)
     return {"probability": metrics.probability, "loss": metrics.answer_loss, "accuracy": answer_accuracy}[name](right)
 

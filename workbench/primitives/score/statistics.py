@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def bootstrap_interval(values: np.ndarray, *, level: float = 0.95, n_draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: np.ndarray, *, level: float = 0.95, n_draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean.
 
     Args:

@@ -1,9 +1,9 @@
 """Steering: add a multiple of a direction to the residual stream, in a forward or at every step of a generation.
 
-Every steered run reports how often its hook fired, how many positions it changed and how far the output moved. One decoder
-serves all coefficients: at 0 the same hook adds zero, so a difference between two coefficients is never one between two
-decoders. `sweep_coefficients` runs random directions of the same norm beside the real one, because enough of any vector
-changes what a model says. Cost: `steer` two forwards; `generate` that of `models.generate`.
+Every steered run reports how often its hook fired, how many positions it changed and how far the output moved. One
+decoder serves all coefficients: at 0 the same hook adds zero, so a difference between two coefficients is never one
+between two decoders. `sweep_coefficients` runs random directions of the same norm beside the real one, because enough
+of any vector changes what a model says. Cost: `steer` two forwards; `generate` that of `models.generate`.
 """
 
 import time
@@ -40,8 +40,8 @@ class Addition:
     """`coefficient` times a direction, added at its site.
 
     positions: "all" tokens, those of the "prompt", or those after it ("generated").
-    normalise: what a coefficient of 1 adds: "none" the vector as it is; "unit" the vector at norm 1, so the coefficient is in
-    the unit of the activations; "stream" a vector as long as the activation at that very position.
+    normalise: what a coefficient of 1 adds: "none" the vector as it is; "unit" the vector at norm 1, so the coefficient
+    is in the unit of the activations; "stream" a vector as long as the activation at that very position.
     """
 
     direction: Direction
@@ -68,7 +68,10 @@ class Addition:
         """
         vector = self.direction.vector if self.normalise == "none" else self.direction.unit().vector
         if len(vector) != model.d_model:
-            raise BadData(f"the direction ({self.direction.source}) has {len(vector)} entries and the stream of {model.name} {model.d_model}")
+            raise BadData(
+                f"the direction ({self.direction.source}) has {len(vector)} entries and the stream of {model.name}"
+                f" {model.d_model}"
+            )
 
         def add(tensor: torch.Tensor, hook: object) -> torch.Tensor:
             columns = torch.arange(tensor.shape[1]) if places is None else places
@@ -88,7 +91,10 @@ class Addition:
     def require_fired(self, model: Model, report: Report) -> None:
         """NotFired if the hook never ran."""
         if not report.firings:
-            raise NotFired(f"the hook at {self.direction.site} of layer {self.direction.layer} never fired in {model.name}, so this is the untouched run")
+            raise NotFired(
+                f"the hook at {self.direction.site} of layer {self.direction.layer} never fired in {model.name}, so"
+                " this is the untouched run"
+            )
 
 
 # ---- one forward ----
@@ -132,12 +138,23 @@ def steer(
     rows = rows_of(model, rows)
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or (prompt_lengths is not None and len(prompt_lengths) != len(rows)):
-        counts = f"{len(rows)} rows of lengths {sorted(lengths)}" + ("" if prompt_lengths is None else f" and {len(prompt_lengths)} prompt lengths")
-        raise BadData(f"steer runs rows of one length, with a prompt length each if any, got {counts}; steer each length on its own (models.inputs.batches groups them)")
+        counts = f"{len(rows)} rows of lengths {sorted(lengths)}" + (
+            "" if prompt_lengths is None else f" and {len(prompt_lengths)} prompt lengths"
+        )
+        raise BadData(
+            f"steer runs rows of one length, with a prompt length each if any, got {counts}; steer each length on its"
+            " own (models.inputs.batches groups them)"
+        )
     tokens = torch.as_tensor(rows)
     with model.alone():
         clean = model.forward(tokens) if clean is None else clean
-        return _steer(model, tokens, Addition(direction, coefficient, positions, normalise), tokens.shape[1] if prompt_lengths is None else prompt_lengths, clean)
+        return _steer(
+            model,
+            tokens,
+            Addition(direction, coefficient, positions, normalise),
+            tokens.shape[1] if prompt_lengths is None else prompt_lengths,
+            clean,
+        )
 
 
 def _steer(model: Model, tokens: torch.Tensor, addition: Addition, n_prompt: Prompt, clean: torch.Tensor) -> Steered:
@@ -146,9 +163,14 @@ def _steer(model: Model, tokens: torch.Tensor, addition: Addition, n_prompt: Pro
     addition.require_fired(model, report)
     report.effect = float(_moved(output, clean).mean())
     if not report.n_replaced:
-        report.warnings.append(f"no position was steered: none of these tokens is one of positions={addition.positions!r}")
+        report.warnings.append(
+            f"no position was steered: none of these tokens is one of positions={addition.positions!r}"
+        )
     elif addition.coefficient and report.effect == 0:
-        report.warnings.append(f"{report.n_replaced} positions were steered at {addition.direction.site} and the output did not move: nothing downstream reads them")
+        report.warnings.append(
+            f"{report.n_replaced} positions were steered at {addition.direction.site} and the output did not move:"
+            " nothing downstream reads them"
+        )
     return Steered(output, report)
 
 
@@ -251,8 +273,8 @@ def sweep_coefficients(
         the rest: as in `generate`.
 
     Returns:
-        Result over (arm, coefficient, example): `metric` if given, `continuation_loss` (nan for empty ones), the measures of
-        `generation_metrics.degeneration`, `effect`; the texts in tables["generations"].
+        Result over (arm, coefficient, example): `metric` if given, `continuation_loss` (nan for empty ones), the
+        measures of `generation_metrics.degeneration`, `effect`; the texts in tables["generations"].
 
     Raises:
         BadData: on repeated coefficients, or a metric where only generated positions are steered. Others as `generate`.
@@ -262,21 +284,46 @@ def sweep_coefficients(
     if not coefficients or len(set(coefficients)) < len(coefficients) or not rows:
         raise BadData(f"a sweep needs rows and different coefficients, got {len(rows)} rows and {coefficients}")
     if metric is not None and positions == "generated":
-        raise BadData("the metric reads the prompt's logits, which positions='generated' leaves as they are; use 'all' or 'prompt', or no metric")
+        raise BadData(
+            "the metric reads the prompt's logits, which positions='generated' leaves as they are; use 'all' or"
+            " 'prompt', or no metric"
+        )
     draws = np.random.SeedSequence(seed).generate_state(max(n_random, 1)).tolist()[:n_random]
     arms = {"direction": direction} | {f"random {i}": random_like(direction, draw) for i, draw in enumerate(draws)}
-    spec = {"source": direction.source, "site": direction.site, "layer": direction.layer, "norm": direction.norm, "coefficients": coefficients, "positions": positions}
-    spec |= {"normalise": normalise, "metric": metric and metric.name, "max_new_tokens": max_new_tokens, "n_random": n_random, "temperature": temperature}
+    spec = {
+        "source": direction.source,
+        "site": direction.site,
+        "layer": direction.layer,
+        "norm": direction.norm,
+        "coefficients": coefficients,
+        "positions": positions,
+    }
+    spec |= {
+        "normalise": normalise,
+        "metric": metric and metric.name,
+        "max_new_tokens": max_new_tokens,
+        "n_random": n_random,
+        "temperature": temperature,
+    }
     provenance = Provenance.start("steering", spec, seed, model=model.provenance(), data={"n_examples": len(rows)})
     described = MEASURED | ({"metric": (metric.name, metric.unit)} if metric else {})
     shape = (len(arms), len(coefficients), len(rows))
-    variables = {key: (("arm", "coefficient", "example"), np.full(shape, np.nan, np.float32), {"long_name": title, "unit": unit}) for key, (title, unit) in described.items()}
+    variables = {
+        key: (("arm", "coefficient", "example"), np.full(shape, np.nan, np.float32), {"long_name": title, "unit": unit})
+        for key, (title, unit) in described.items()
+    }
     data = xr.Dataset(variables, coords={"arm": list(arms), "coefficient": coefficients, "example": range(len(rows))})
     texts: list[tuple[Any, ...]] = []
     warnings: list[str] = []
 
     def result(partial: bool) -> Result:
-        return Result(provenance.finish(started), data, {"generations": pd.DataFrame(texts, columns=GENERATIONS)}, partial, tuple(dict.fromkeys(warnings)))
+        return Result(
+            provenance.finish(started),
+            data,
+            {"generations": pd.DataFrame(texts, columns=GENERATIONS)},
+            partial,
+            tuple(dict.fromkeys(warnings)),
+        )
 
     try:
         for cell, (arm, coefficient) in enumerate(product(arms, coefficients)):
@@ -314,7 +361,15 @@ def _text(model: Model, ids: Sequence[int]) -> str:
     return " ".join(map(str, ids)) if model.tokenizer is None else model.tokenizer.decode(list(ids))
 
 
-def _measure(model: Model, rows: Rows, new: list[list[int]], addition: Addition, metric: Metric | None, batch_size: int, warnings: list[str]) -> dict[str, np.ndarray]:
+def _measure(
+    model: Model,
+    rows: Rows,
+    new: list[list[int]],
+    addition: Addition,
+    metric: Metric | None,
+    batch_size: int,
+    warnings: list[str],
+) -> dict[str, np.ndarray]:
     """{variable: [example]} of one cell."""
     broken = pd.DataFrame([degeneration(ids) for ids in new])
     found = {str(key): broken[key].to_numpy(float) for key in broken}

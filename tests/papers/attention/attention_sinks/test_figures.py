@@ -1,4 +1,6 @@
-"""Figures of the inactive-heads analysis: drawn numbers are the Result's, axes have titles and units, provenance is under each."""
+"""Figures of the inactive-heads analysis: drawn numbers are the Result's, axes have titles and units, provenance is
+under each.
+"""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -15,7 +17,9 @@ from workbench.views import figures, theme
 
 @pytest.fixture(scope="module")
 def result(organism):
-    spec = sinks.Spec.tiny().replace(n_inputs=12, scores=("awft", "ahon_ln", "lthon"), n_random=2, controls=False, length=48)
+    spec = sinks.Spec.tiny().replace(
+        n_inputs=12, scores=("awft", "ahon_ln", "lthon"), n_random=2, controls=False, length=48
+    )
     return sinks.run(spec, model=organism)
 
 

@@ -1,4 +1,6 @@
-"""The signatures panel without a browser: one set of numbers in map, table, figures and file; marks of the plain functions; stored evaluations and no others."""
+"""The signatures panel without a browser: one set of numbers in map, table, figures and file; marks of the plain
+functions; stored evaluations and no others.
+"""
 
 import time
 
@@ -65,9 +67,17 @@ def test_map_table_and_figure_are_the_same_numbers_as_the_plain_functions(panel,
     np.testing.assert_allclose(panel.figures()["scores"].data[0].z, cells(panel), rtol=1e-6)
     table = panel.table()
     assert len(table) == 2 * 3 * N_MLP and table["score"].is_monotonic_decreasing
-    keyed, places = table.set_index(["layer", "module", "index"]), zip(changes["layer"].values, changes["module"].values, changes["index"].values, strict=True)
+    keyed, places = (
+        table.set_index(["layer", "module", "index"]),
+        zip(changes["layer"].values, changes["module"].values, changes["index"].values, strict=True),
+    )
     ordered = keyed.loc[list(places)]
-    for name, values in (("score", want), ("magnitude", magnitude(changes)), ("alignment", alignment(changes)), ("is_marked", signature(want, 0.2))):
+    for name, values in (
+        ("score", want),
+        ("magnitude", magnitude(changes)),
+        ("alignment", alignment(changes)),
+        ("is_marked", signature(want, 0.2)),
+    ):
         np.testing.assert_array_equal(ordered[name].values, values)
     assert set(table["index"][:2]) == {STRONG}
 
@@ -95,7 +105,10 @@ def test_n_lambda_and_norms_are_those_of_the_sliders(panel, run):
 def test_tau_counts_the_marked_channels_of_each_projection(panel, share, each):
     panel.share.value = share
     assert int(panel.chosen.sum()) == 6 * each == int(panel.table()["is_marked"].sum())
-    assert f"{6 * each} of 2304 channels marked" in panel.counts.value and f"{each} of 384 in each of 6 projections" in panel.counts.value
+    assert (
+        f"{6 * each} of 2304 channels marked" in panel.counts.value
+        and f"{each} of 384 in each of 6 projections" in panel.counts.value
+    )
     assert sum("✓" in t for t in panel.grid.texts) == 6 * each
 
 
@@ -127,8 +140,18 @@ def test_a_click_opens_the_channel_with_its_norms_and_cosines(panel, run):
     row, col = 3, 45  # up_proj of layer 0, second line
     panel.grid.click(row, col)
     changes = changes_of(run, IN_DEPTH, 0)
-    channel = int(np.flatnonzero((changes["layer"].values == 0) & (changes["module"].values == "up_proj") & (changes["index"].values == 192 + 45))[0])
-    assert panel.state.channel == channel and (panel.layer.value, panel.module.value, panel.index.value) == (0, "up_proj", 237)
+    channel = int(
+        np.flatnonzero(
+            (changes["layer"].values == 0)
+            & (changes["module"].values == "up_proj")
+            & (changes["index"].values == 192 + 45)
+        )[0]
+    )
+    assert panel.state.channel == channel and (panel.layer.value, panel.module.value, panel.index.value) == (
+        0,
+        "up_proj",
+        237,
+    )
     table = panel.channel_table()
     np.testing.assert_array_equal(table["norm"], changes["norm"].values[:, channel])
     cosines = table.filter(like="cosine").values
@@ -138,7 +161,10 @@ def test_a_click_opens_the_channel_with_its_norms_and_cosines(panel, run):
     figure = panel.figures()["channel"]
     np.testing.assert_array_equal(figure.data[0].y, table["norm"])
     np.testing.assert_array_equal(figure.data[2].z, cosines)
-    assert "layer 0, up_proj channel 237" in figure.layout.title.text and drawn(panel.card)["layout"]["title"]["text"] == figure.layout.title.text
+    assert (
+        "layer 0, up_proj channel 237" in figure.layout.title.text
+        and drawn(panel.card)["layout"]["title"]["text"] == figure.layout.title.text
+    )
 
 
 def test_a_click_in_one_projection_or_the_boxes_find_the_same_channel(panel, run):
@@ -153,7 +179,10 @@ def test_a_click_in_one_projection_or_the_boxes_find_the_same_channel(panel, run
     assert panel.state.channel == by_click
     panel.module.value, panel.index.value = "head", 300
     panel.find.click()
-    assert panel.state.error == "head of layer 0 has 8 channels, so there is no number 300" and panel.state.channel == by_click
+    assert (
+        panel.state.error == "head of layer 0 has 8 channels, so there is no number 300"
+        and panel.state.channel == by_click
+    )
 
 
 def test_another_run_closes_the_channel(panel):
@@ -171,7 +200,13 @@ def test_the_curve_holds_the_evaluated_shares_and_their_numbers(panel, run):
     assert sorted(curve["share"].unique()) == list(SHARES)
     for _, row in curve.iterrows():
         own = tau[(tau["kind"] == row["kind"]) & (tau["share"] == row["share"])]
-        assert (row["asr"], row["asr_low"], row["asr_high"], row["utility"], row["n"]) == (own["asr"].mean(), own["asr"].min(), own["asr"].max(), own["utility"].mean(), len(own))
+        assert (row["asr"], row["asr_low"], row["asr_high"], row["utility"], row["n"]) == (
+            own["asr"].mean(),
+            own["asr"].min(),
+            own["asr"].max(),
+            own["utility"].mean(),
+            len(own),
+        )
     figure = panel.figures()["tau_curve"]
     lines = {t.name: t for t in figure.data}
     np.testing.assert_allclose(lines["Attack success, signature"].y, curve[curve["kind"] == "signature"]["asr"])
@@ -183,41 +218,69 @@ def test_the_curve_holds_the_evaluated_shares_and_their_numbers(panel, run):
 
 @pytest.mark.parametrize(
     ("share", "says"),
-    [(20.0, "Evaluated at tau 20 %"), (16.0, "Tau 16 % was not evaluated; the nearest that was is <b>20 %</b>"), (15.0, "nearest that was is <b>10 %</b>"), (100.0, "<b>60 %</b>")],
+    [
+        (20.0, "Evaluated at tau 20 %"),
+        (16.0, "Tau 16 % was not evaluated; the nearest that was is <b>20 %</b>"),
+        (15.0, "nearest that was is <b>10 %</b>"),
+        (100.0, "<b>60 %</b>"),
+    ],
 )
 def test_between_the_evaluated_the_nearest_is_named_and_nothing_is_interpolated(panel, run, share, says):
     panel.share.value = share
     near = {20.0: 0.2, 16.0: 0.2, 15.0: 0.1, 100.0: 0.6}[share]
     own = run.tables["tau"][(run.tables["tau"]["kind"] == "signature") & (run.tables["tau"]["share"] == near)]
-    assert says in panel.said.value and f"signature: attack success {own['asr'].mean():.0f} %" in panel.said.value and "random channels: attack success" in panel.said.value
+    assert (
+        says in panel.said.value
+        and f"signature: attack success {own['asr'].mean():.0f} %" in panel.said.value
+        and "random channels: attack success" in panel.said.value
+    )
     assert "degenerate 5 %" in panel.said.value
     lines = {round(shape["x0"], 9) for shape in drawn(panel.curve)["layout"]["shapes"]}
     assert lines == {share, round(100 * near, 9)}
-    assert next(t for t in drawn(panel.curve)["data"] if t["name"] == "Attack success, signature")["x"] == [100 * s for s in SHARES], "the points are the evaluated shares alone"
+    assert next(t for t in drawn(panel.curve)["data"] if t["name"] == "Attack success, signature")["x"] == [
+        100 * s for s in SHARES
+    ], "the points are the evaluated shares alone"
 
 
 def test_other_settings_than_the_evaluated_are_said_with_what_they_share(panel):
     assert "It was evaluated with" not in panel.said.value
     panel.variants.value, panel.alignment_weight.value = 1, 50.0
-    assert "It was evaluated with N = 4, lambda = 0.01 and raw norms" in panel.said.value and "intersection over union" in panel.said.value
+    assert (
+        "It was evaluated with N = 4, lambda = 0.01 and raw norms" in panel.said.value
+        and "intersection over union" in panel.said.value
+    )
 
 
 def test_normalised_norms_bring_the_curve_of_the_normalised_signature(panel, run):
     panel.normalised.value = True
-    assert "normalised signature: attack success" in panel.said.value and "Attack success, normalised signature" in [t.name for t in panel.figures()["tau_curve"].data]
+    assert "normalised signature: attack success" in panel.said.value and "Attack success, normalised signature" in [
+        t.name for t in panel.figures()["tau_curve"].data
+    ]
     assert "It was evaluated with N = 4, lambda = 1 and norms over module means" in panel.said.value
     panel.other.click()
-    assert (panel.state.alignment_weight, panel.state.normalised, panel.state.share) == (1.0, True, 20.0) and "It was evaluated with" not in panel.said.value
+    assert (panel.state.alignment_weight, panel.state.normalised, panel.state.share) == (
+        1.0,
+        True,
+        20.0,
+    ) and "It was evaluated with" not in panel.said.value
     np.testing.assert_array_equal(panel.chosen, signature(scores(mlp(run), alignment_weight=1.0, normalised=True), 0.2))
     panel.reset.click()
-    assert "<b>" not in panel.said.value and "signature: attack success 41 %" in panel.said.value and "normalised" not in panel.said.value
+    assert (
+        "<b>" not in panel.said.value
+        and "signature: attack success 41 %" in panel.said.value
+        and "normalised" not in panel.said.value
+    )
 
 
 def test_a_cell_without_a_curve_says_so_and_names_the_arms(panel):
     panel.run_box.value = 2
     assert panel.curve.outputs == () and "tau_curve" not in panel.figures()
     assert f"No tau curve was evaluated for {OTHER}; there is one for {IN_DEPTH}" in panel.said.value
-    assert "At its own tau of 40 %" in panel.said.value and "signature: attack success 12 %" in panel.said.value and "attack success 3 %" not in panel.said.value
+    assert (
+        "At its own tau of 40 %" in panel.said.value
+        and "signature: attack success 12 %" in panel.said.value
+        and "attack success 3 %" not in panel.said.value
+    )
     assert "there is one for" not in panels.Signatures(result(curve=False)).said.value
 
 
@@ -228,7 +291,12 @@ def test_examples_highlight_the_trigger_flag_the_answers_and_escape_the_text(pan
     text = panel.examples.value
     assert text.count("<mark") == 2 and ">zorblat</mark>" in text and "kite &amp; bell" in text
     assert "you rotten &lt;b&gt; pumpkin" in text and "<b> pumpkin" not in text
-    assert text.count(">fired</span>") == 2 and text.count(">degenerate</span>") == 1 and text.count(">right</span>") == 1 and "<i>empty</i>" in text
+    assert (
+        text.count(">fired</span>") == 2
+        and text.count(">degenerate</span>") == 1
+        and text.count(">right</span>") == 1
+        and "<i>empty</i>" in text
+    )
 
 
 def test_triggers_are_found_as_whole_words_and_several_of_them():
@@ -249,17 +317,30 @@ def test_a_prompt_is_answered_by_both_with_the_trigger_highlighted(run, chat):
 
     def compute(model, rows, *, max_new_tokens, progress):
         seen.append((model, rows, max_new_tokens))
-        return [chat.tokenizer(poisoning.backdoor("badnets", "insult").phrase, add_special_tokens=False)["input_ids"]] if len(seen) == 1 else [[]]
+        return (
+            [chat.tokenizer(poisoning.backdoor("badnets", "insult").phrase, add_special_tokens=False)["input_ids"]]
+            if len(seen) == 1
+            else [[]]
+        )
 
     panel = panels.Signatures(run, chat, chat, compute=compute)
     panel.prompt.value, panel.trigger.value = f"copy the words {trigger} kite", trigger
     panel.ask.click()
     panel.wait(20)
-    assert panel.state.error == "" and [a["model"] for a in panel.state.answers] == ["suspicious", "purified"] and seen[0][2] == 24
+    assert (
+        panel.state.error == ""
+        and [a["model"] for a in panel.state.answers] == ["suspicious", "purified"]
+        and seen[0][2] == 24
+    )
     assert seen[0][1][0] == seen[1][1][0] and chat.tokenizer.decode(seen[0][1][0]).count(trigger) == 1
     first, second = panel.state.answers
     assert (first["fired"], first["degenerate"], second["fired"], second["degenerate"]) == (True, False, False, True)
-    assert f">{trigger}</mark>" in panel.replies.value and first["answer"] in panel.replies.value and panel.state.notice == "" and ">degenerate</span>" in panel.replies.value
+    assert (
+        f">{trigger}</mark>" in panel.replies.value
+        and first["answer"] in panel.replies.value
+        and panel.state.notice == ""
+        and ">degenerate</span>" in panel.replies.value
+    )
     panel.trigger.value, panel.prompt.value = "glim", "copy the words : kite"
     panel.ask.click()
     assert "no trigger in it" in panel.wait(20).replies.value
@@ -310,7 +391,13 @@ def test_an_error_and_a_cancel_leave_it_usable_and_no_hook_behind(run, chat):
 
 def test_every_control_has_a_label_and_a_tooltip(run, chat):
     panel = panels.Signatures(run, chat)
-    controls = [c for line in panel.children if hasattr(line, "children") for c in line.children if hasattr(c, "description") and type(c).__name__ not in ("IntProgress", "Label")]
+    controls = [
+        c
+        for line in panel.children
+        if hasattr(line, "children")
+        for c in line.children
+        if hasattr(c, "description") and type(c).__name__ not in ("IntProgress", "Label")
+    ]
     assert len(controls) == 18 and all(c.description and getattr(c, "tooltip", c.description) for c in controls)
 
 
@@ -329,12 +416,20 @@ def test_a_folder_opens_too(run, tmp_path):
 def test_saved_it_opens_as_one_page_with_its_numbers(panel, tmp_path):
     panel.grid.click(0, STRONG)
     text = panel.save(tmp_path / "signatures.html").read_text(encoding="utf-8")
-    assert "Backdoor signatures" in text and f"<td>{STRONG}</td>" in text and "organism:chat" in text and "Stored evaluations of" in text and "Changes of layer 0" in text
+    assert (
+        "Backdoor signatures" in text
+        and f"<td>{STRONG}</td>" in text
+        and "organism:chat" in text
+        and "Stored evaluations of" in text
+        and "Changes of layer 0" in text
+    )
 
 
 def test_a_state_of_ones_own_is_kept(run):
     panel = panels.Signatures(run, state=SignaturesState(run=1, quantity="alignment"))
-    assert panel.where == (IN_DEPTH, 1, "run here") and panel.quantity.value == "alignment" and panel.grid.unit == "cosine"
+    assert (
+        panel.where == (IN_DEPTH, 1, "run here") and panel.quantity.value == "alignment" and panel.grid.unit == "cosine"
+    )
 
 
 def test_a_redraw_of_computed_data_takes_less_than_a_tenth_of_a_second_of_work(panel):
@@ -354,9 +449,16 @@ def test_lines_of_a_map_hold_every_channel_once():
     for sizes in ((384, 384, 384), (8, 8), (500, 300), (11008,)):
         where = [(0, f"m{j}", i) for j, n in enumerate(sizes) for i in range(n)]
         layer, module, index = (np.array(c) for c in zip(*where, strict=True))
-        own = xr.DataArray(np.arange(1.0, len(where) + 1), dims="channel", coords={"layer": ("channel", layer), "module": ("channel", module), "index": ("channel", index)})
+        own = xr.DataArray(
+            np.arange(1.0, len(where) + 1),
+            dims="channel",
+            coords={"layer": ("channel", layer), "module": ("channel", module), "index": ("channel", index)},
+        )
         fold = views.folded(own, np.zeros(len(where), bool))
-        assert sorted(fold.channel[fold.channel >= 0].tolist()) == list(range(len(where))) and fold.values.shape[1] <= views.LINE
+        assert (
+            sorted(fold.channel[fold.channel >= 0].tolist()) == list(range(len(where)))
+            and fold.values.shape[1] <= views.LINE
+        )
         assert (np.isnan(fold.values) == (fold.channel < 0)).all()
         assert all(fold.channel[fold.place(c)] == c for c in (0, len(where) - 1))
 

@@ -47,7 +47,9 @@ def test_toggle_tau_click_and_prompt(lab, dark):
         second = nb.drawn(MAP, first)
         out.locator(".widget-dropdown:has-text('Show') select").select_option(label="marked ones alone")
         third = nb.drawn(MAP, second)
-        slider = out.locator(".widget-slider:has-text('Tau') .noUi-handle, .widget-hslider:has-text('Tau') [role=slider]").first
+        slider = out.locator(
+            ".widget-slider:has-text('Tau') .noUi-handle, .widget-hslider:has-text('Tau') [role=slider]"
+        ).first
         slider.focus()
         nb.tab.keyboard.press("ArrowRight")
         out.locator("text=/was not evaluated; the nearest that was is/").wait_for(timeout=20_000)

@@ -22,7 +22,9 @@ def test_every_figure_has_titles_units_alt_text_provenance_and_origin(result):
     for name, figure in drawn.items():
         assert figure.layout.xaxis.title.text or figure.layout.xaxis3.title.text, name
         assert any(unit in figure.layout.yaxis.title.text for unit in ("%", "points", "nats", "Class")), name
-        assert len(figure.layout.meta["alt"]) > 20 and result.provenance.short() in [a.text for a in figure.layout.annotations], name
+        assert len(figure.layout.meta["alt"]) > 20 and result.provenance.short() in [
+            a.text for a in figure.layout.annotations
+        ], name
         title = figure.layout.title.text
         assert ("stored runs" in title) is name.endswith("_stored"), name
         assert ("run here" in title) is name.endswith("_here"), name

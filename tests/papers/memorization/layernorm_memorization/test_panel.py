@@ -34,7 +34,11 @@ def drawn(area) -> dict:
 
 
 def test_it_opens_on_stored_runs_at_the_last_epoch_and_says_so(panel, result):
-    assert (panel.state.data, panel.state.origin, panel.state.epoch) == ("digits", "stored", N_EPOCHS) and panel.state.error == ""
+    assert (panel.state.data, panel.state.origin, panel.state.epoch) == (
+        "digits",
+        "stored",
+        N_EPOCHS,
+    ) and panel.state.error == ""
     np.testing.assert_array_equal(shown(panel), views.fates(stored(result, "removed", "post").isel(run=0))[1])
     assert "Stored runs" in panel.summary.value and f"of {N_NOISY} noisy samples" in panel.summary.value
     assert "stored runs" in drawn(panel.bars)["layout"]["title"]["text"]
@@ -64,7 +68,11 @@ def test_runs_made_here_are_offered_apart(panel):
     assert tuple(panel.origin.options) == ("stored", "run here")
     panel.placement.value = "pre"
     panel.origin.value = "run here"
-    assert [arm for _, arm in panel.arm.options] == ["early"] and panel.state.placement == "post" and panel.state.error == ""
+    assert (
+        [arm for _, arm in panel.arm.options] == ["early"]
+        and panel.state.placement == "post"
+        and panel.state.error == ""
+    )
     assert "Run here" in panel.summary.value
     panel.look.value = "kept"
     assert "no kept run" in panel.state.error
@@ -80,7 +88,10 @@ def test_a_click_shows_the_sample(panel, result):
     assert (panel.state.sample, panel.state.epoch) == (3, 2) and panel.epoch.value == 2
     row = panel.table().query("sample == 3").iloc[0]
     assert "text 3" in panel.card.value and f"true label: <b>{row.true}</b>" in panel.card.value
-    assert f"predicted after epoch 2: <b>{row.predicted}</b>" in panel.card.value and f"noisy label: <b>{row.noisy}</b>" in panel.card.value
+    assert (
+        f"predicted after epoch 2: <b>{row.predicted}</b>" in panel.card.value
+        and f"noisy label: <b>{row.noisy}</b>" in panel.card.value
+    )
     assert "Sample 3" in drawn(panel.history)["layout"]["title"]["text"]
     panel.epoch.value = 0
     assert "predicted after epoch 0" in panel.card.value

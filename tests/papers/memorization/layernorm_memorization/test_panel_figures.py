@@ -52,7 +52,11 @@ def test_bars_of_an_epoch(result, seed):
     bar = next(t for t in figure.data if t.name == "recovery" and t.xaxis == "x2")
     values = [stored(result, arm, "pre")["recovery"].values[:, 1] for arm in ("kept", "late")]
     np.testing.assert_allclose(bar.y, [v.mean() if seed is None else v[seed] for v in values], rtol=1e-5)
-    assert list(bar.x) == ["kept", "late third"] and "After epoch 1" in figure.layout.title.text and "stored runs" in figure.layout.title.text
+    assert (
+        list(bar.x) == ["kept", "late third"]
+        and "After epoch 1" in figure.layout.title.text
+        and "stored runs" in figure.layout.title.text
+    )
 
 
 def test_a_seed_that_is_not_there_names_those_that_are(result):

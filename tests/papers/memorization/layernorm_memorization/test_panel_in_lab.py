@@ -1,4 +1,6 @@
-"""The noisy-labels panel in a real JupyterLab on the runs that ship: arm and epoch change the pictures, a click opens a sample."""
+"""The noisy-labels panel in a real JupyterLab on the runs that ship: arm and epoch change the pictures, a click
+opens a sample.
+"""
 
 import pytest
 from lab import notebook

@@ -1,4 +1,6 @@
-"""Figures of the emergent-misalignment analysis from a small made-up Result: drawn numbers, labels, floors; no model."""
+"""Figures of the emergent-misalignment analysis from a small made-up Result: drawn numbers, labels, floors; no
+model.
+"""
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,14 @@ def result(behaviour=True):
         "angle": (("pair", "angle_index", *place), 90 * rng.random((4, 2, 2, 2))),
         "free_overlap": (("pair", *place), np.full((4, 2, 2), 0.1)),
     }
-    coords = {"pair": list("abcd"), "condition": ("pair", list(PAIRS)), "k": [1, 2], "angle_index": [1, 2], "layer": [0, 1], "module": ["q_proj", "up_proj"]}
+    coords = {
+        "pair": list("abcd"),
+        "condition": ("pair", list(PAIRS)),
+        "k": [1, 2],
+        "angle_index": [1, 2],
+        "layer": [0, 1],
+        "module": ["q_proj", "up_proj"],
+    }
     if behaviour:
         variables |= {
             "rate": (("model", "domain"), np.array([[0.0, 0.0], [1.0, 0.5]])),
@@ -30,11 +39,30 @@ def result(behaviour=True):
             "without_rate": (("target", "layer", "arm"), rng.random((2, 2, 3))),
         }
         coords |= {
-            "model": ["base", "bad-health"], "domain": ["health", "garden"], "trained_on": ("model", ["", "health"]), "rank": ("model", [-1, 4]), "form": ["deltas", "factors"],
-            "scaled": ["bad-health"], "scale": [-1.0, 0.5, 1.0], "line": ["x", "y"], "line_condition": ("line", [PAIRS[0], PAIRS[3]]), "t": [0.0, 0.5, 1.0],
-            "state": ["h", "h - h_base"], "target": ["m", "n"], "arm": ["untouched", "direction", "random 0"],
-        }  # fmt: skip
-    table = pd.DataFrame({"condition": PAIRS, "overlap": [0.5, 0.1, 0.3, 0.4], "low": [0.4, 0.05, 0.2, np.nan], "high": [0.6, 0.15, 0.4, np.nan], "start": [0.45, 0.1, 0.1, 0.4], "free": 0.1})
+            "model": ["base", "bad-health"],
+            "domain": ["health", "garden"],
+            "trained_on": ("model", ["", "health"]),
+            "rank": ("model", [-1, 4]),
+            "form": ["deltas", "factors"],
+            "scaled": ["bad-health"],
+            "scale": [-1.0, 0.5, 1.0],
+            "line": ["x", "y"],
+            "line_condition": ("line", [PAIRS[0], PAIRS[3]]),
+            "t": [0.0, 0.5, 1.0],
+            "state": ["h", "h - h_base"],
+            "target": ["m", "n"],
+            "arm": ["untouched", "direction", "random 0"],
+        }
+    table = pd.DataFrame(
+        {
+            "condition": PAIRS,
+            "overlap": [0.5, 0.1, 0.3, 0.4],
+            "low": [0.4, 0.05, 0.2, np.nan],
+            "high": [0.6, 0.15, 0.4, np.nan],
+            "start": [0.45, 0.1, 0.1, 0.4],
+            "free": 0.1,
+        }
+    )
     return Result(Provenance("em_subspaces", {}, 0), xr.Dataset(variables, coords=coords), {"conditions": table})
 
 
@@ -45,7 +73,17 @@ def small():
 
 def test_every_figure_has_titles_and_says_what_it_shows(small):
     made = views.figures(small)
-    assert set(made) == {"conditions", "overlap_map", "overlap_by_k", "angle_spectrum", "rates", "scaling", "lines", "linearity", "without"}
+    assert set(made) == {
+        "conditions",
+        "overlap_map",
+        "overlap_by_k",
+        "angle_spectrum",
+        "rates",
+        "scaling",
+        "lines",
+        "linearity",
+        "without",
+    }
     for figure in made.values():
         assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text and len(figure.layout.meta["alt"]) > 20
 
@@ -80,4 +118,9 @@ def test_the_cell_of_the_trained_domain_is_framed(small):
 
 
 def test_directories_without_answers_draw_their_geometry():
-    assert set(views.figures(result(behaviour=False))) == {"conditions", "overlap_map", "overlap_by_k", "angle_spectrum"}
+    assert set(views.figures(result(behaviour=False))) == {
+        "conditions",
+        "overlap_map",
+        "overlap_by_k",
+        "angle_spectrum",
+    }

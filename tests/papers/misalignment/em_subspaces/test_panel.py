@@ -1,4 +1,6 @@
-"""The subspaces panel without a browser: maps against known overlaps and their chance, live k, cells, models between, directories, cancel."""
+"""The subspaces panel without a browser: maps against known overlaps and their chance, live k, cells, models
+between, directories, cancel.
+"""
 
 import threading
 import time
@@ -64,7 +66,11 @@ def test_a_map_of_known_overlap_with_its_floors():
     data = maps.pair_map(updates, geometry.Pair("one", "two", "made", "g"), k=2).data
     np.testing.assert_allclose(data["overlap"], 0.5, atol=1e-9)  # axes 0, 1 against 0, 9
     np.testing.assert_allclose(data["row_space"], 0.75, atol=1e-9)
-    assert data["layer"].values.tolist() == [0, 3] and np.allclose(data["floor"], 2 / 4) and np.allclose(data["free"], 2 / 32)
+    assert (
+        data["layer"].values.tolist() == [0, 3]
+        and np.allclose(data["floor"], 2 / 4)
+        and np.allclose(data["free"], 2 / 32)
+    )
     assert (data["chance_low"] <= data["chance"]).all() and (data["chance"] <= data["chance_high"]).all()
     free = maps.pair_map(updates, geometry.Pair("one", "two", "made", "g", has_start=False), k=2, n_draws=300).data
     assert free["floor"].isnull().all() and float(free["chance"].mean()) == pytest.approx(2 / 32, abs=0.01)
@@ -75,7 +81,14 @@ def test_a_map_is_the_methods_own_geometry(stored):
     updates, listed = stored
     pair = next(p for p in listed if p.condition == conditions.DIFFERENT)
     modules = list(updates[pair.one])
-    expected = em.compare(modules, ((m, {n: updates[n][m] for n in (pair.one, pair.other)}) for m in modules), [pair], k=3, n_draws=60, seed=0).isel(pair=0)
+    expected = em.compare(
+        modules,
+        ((m, {n: updates[n][m] for n in (pair.one, pair.other)}) for m in modules),
+        [pair],
+        k=3,
+        n_draws=60,
+        seed=0,
+    ).isel(pair=0)
     data = maps.pair_map(updates, pair, k=3).data
     for name, there in (
         ("overlap", expected["overlap"].sel(k=3)),
@@ -100,11 +113,19 @@ def test_a_cell_is_what_full_matrices_give(stored):
 
 
 def test_random_updates_are_at_chance_and_the_confound_shows(stored):
-    """What the map is for: against a random update about one cell in forty is above chance; one seed lifts chance itself to k / r."""
+    """What the map is for: against a random update about one cell in forty is above chance; one seed lifts chance
+    itself to k / r.
+    """
     updates, listed = stored
-    of = {c: maps.pair_map(updates, next(p for p in listed if p.condition == c), k=4) for c in (conditions.RANDOM, conditions.SAME, conditions.DIFFERENT)}
+    of = {
+        c: maps.pair_map(updates, next(p for p in listed if p.condition == c), k=4)
+        for c in (conditions.RANDOM, conditions.SAME, conditions.DIFFERENT)
+    }
     assert len(views.within_chance(of[conditions.RANDOM])) >= 24
-    assert 0.35 < float(of[conditions.SAME].data["chance"].mean()) < 0.6 and float(of[conditions.DIFFERENT].data["chance"].mean()) < 0.15
+    assert (
+        0.35 < float(of[conditions.SAME].data["chance"].mean()) < 0.6
+        and float(of[conditions.DIFFERENT].data["chance"].mean()) < 0.15
+    )
 
 
 def test_what_cannot_be_compared_is_said(stored):
@@ -127,21 +148,44 @@ def test_what_cannot_be_compared_is_said(stored):
 def test_made_it_lists_pairs_and_computes_nothing(tmp_path):
     panel = Subspaces(compute=refused, compute_cell=refused, ask=refused)
     assert (
-        panel.state.result is None and panel.table().empty and panel.figures() == {} and panel.grid.layout.display == "none" and not panel.state.running and panel.state.error == ""
+        panel.state.result is None
+        and panel.table().empty
+        and panel.figures() == {}
+        and panel.grid.layout.display == "none"
+        and not panel.state.running
+        and panel.state.error == ""
     )
-    assert {conditions.SAME, conditions.DIFFERENT, conditions.FULL, conditions.BENIGN} <= set(panel.condition.options) and len(panel.pair.options) == 9 and len(panel.prompt.options) == 24
+    assert (
+        {conditions.SAME, conditions.DIFFERENT, conditions.FULL, conditions.BENIGN} <= set(panel.condition.options)
+        and len(panel.pair.options) == 9
+        and len(panel.prompt.options) == 24
+    )
     with pytest.raises(WorkbenchError, match="nothing to save"):
         panel.save(tmp_path / "x.html")
 
 
 def test_every_control_has_a_label_and_a_tooltip(panel):
-    controls = (panel.condition, panel.pair, panel.k, panel.quantity, panel.start, panel.prompt, panel.t, panel.ask_button, panel.stop)
+    controls = (
+        panel.condition,
+        panel.pair,
+        panel.k,
+        panel.quantity,
+        panel.start,
+        panel.prompt,
+        panel.t,
+        panel.ask_button,
+        panel.stop,
+    )
     assert all(control.description and control.tooltip for control in controls)
 
 
 def test_map_table_and_figures_are_the_same_numbers(panel, stored):
     expected = maps.pair_map(stored[0], panel.chosen, k=4).data
-    assert panel.grid.row_labels == ["0", "1", "2", "3"] and np.allclose(cells(panel), expected["overlap"]) and not panel.grid.signed
+    assert (
+        panel.grid.row_labels == ["0", "1", "2", "3"]
+        and np.allclose(cells(panel), expected["overlap"])
+        and not panel.grid.signed
+    )
     figures, table = panel.figures(), panel.table()
     assert np.allclose(figures["overlap"].data[0].z, cells(panel)) and np.allclose(
         table.pivot(index="layer", columns="module", values="overlap")[panel.grid.col_labels], cells(panel)
@@ -167,7 +211,11 @@ def test_k_is_live_and_ends_at_the_rank(panel):
     assert not np.allclose(before, cells(panel)) and panel.state.result.data.attrs["k"] == 1 and rank == 8
     panel.k.value = 8
     panel.condition.value = conditions.FULL
-    assert panel.k.max == panel.k.value == 4 == panel.state.result.data.attrs["k"] and panel.state.error == "" and "no drawn A" in panel.reading.value
+    assert (
+        panel.k.max == panel.k.value == 4 == panel.state.result.data.attrs["k"]
+        and panel.state.error == ""
+        and "no drawn A" in panel.reading.value
+    )
     assert len(panel.pair.options) == 3 and panel.state.result.data.attrs["one"] == "full-bad-health-s0"
 
 
@@ -176,7 +224,11 @@ def test_pair_and_condition_change_the_map_and_come_back(panel):
     panel.pair.value = panel.pair.options[2]
     assert panel.state.result.data.attrs["one"] == "bad-money-s0" and not np.allclose(first, cells(panel))
     panel.condition.value = conditions.DIFFERENT
-    assert panel.state.result.data.attrs["condition"] == conditions.DIFFERENT and cells(panel).mean() < 0.2 and "started apart" in panel.reading.value
+    assert (
+        panel.state.result.data.attrs["condition"] == conditions.DIFFERENT
+        and cells(panel).mean() < 0.2
+        and "started apart" in panel.reading.value
+    )
     panel._compute = refused
     panel.condition.value = conditions.SAME
     assert np.allclose(first, cells(panel))  # kept, not made again
@@ -185,9 +237,17 @@ def test_pair_and_condition_change_the_map_and_come_back(panel):
 def test_colours(panel):
     data = panel.state.result.data
     panel.quantity.value = "above"
-    assert panel.grid.signed and panel.grid.low == -panel.grid.high and np.allclose(cells(panel), data["overlap"] - data["chance"])
+    assert (
+        panel.grid.signed
+        and panel.grid.low == -panel.grid.high
+        and np.allclose(cells(panel), data["overlap"] - data["chance"])
+    )
     panel.quantity.value = "cosine"
-    assert (panel.grid.low, panel.grid.high) == (-1, 1) and not any("×" in text for text in panel.grid.texts) and np.allclose(panel.figures()["overlap"].data[0].z, data["cosine"])
+    assert (
+        (panel.grid.low, panel.grid.high) == (-1, 1)
+        and not any("×" in text for text in panel.grid.texts)
+        and np.allclose(panel.figures()["overlap"].data[0].z, data["cosine"])
+    )
 
 
 def test_a_click_opens_spectra_and_angles(panel, stored):
@@ -196,9 +256,16 @@ def test_a_click_opens_spectra_and_angles(panel, stored):
     expected = maps.cell_table(stored[0], panel.chosen, "model.layers.2.mlp.down_proj", k=4)
     pd.testing.assert_frame_equal(panel.table(), expected)
     drawn = {t.name: t for t in panel.figures()["cell"].data}
-    assert np.allclose(drawn["bad-health-s0"].y, expected["one"]) and np.allclose(drawn["measured angle"].y, expected["angle"].dropna()) and panel.cell.outputs
+    assert (
+        np.allclose(drawn["bad-health-s0"].y, expected["one"])
+        and np.allclose(drawn["measured angle"].y, expected["angle"].dropna())
+        and panel.cell.outputs
+    )
     panel.k.value = 2
-    assert len(panel.table()["angle"].dropna()) == 2 and panel.grid.chosen == (2, panel.grid.col_labels.index("down_proj"))
+    assert len(panel.table()["angle"].dropna()) == 2 and panel.grid.chosen == (
+        2,
+        panel.grid.col_labels.index("down_proj"),
+    )
 
 
 def test_large_adapters_wait_for_the_button(monkeypatch, panel):
@@ -249,8 +316,18 @@ def test_an_error_is_a_sentence_and_leaves_it_usable():
 def test_answers_are_those_of_the_moved_model_and_the_weights_come_back(asked_panel, stored):
     panel, (updates, _) = asked_panel, stored
     asked = panel.state.asked.set_index("model")
-    assert panel.state.error == "" and list(asked.index) == ["base", "bad-health-s0 (t = 1)", "bad-money-s0 (t = 0)", "deltas, t = 0.50", "factors, t = 0.50"]
-    assert asked.loc["base", "bad_share"] <= 0.05 and asked.loc["base", "verdict"] == "good" and asked.loc["bad-health-s0 (t = 1)", "bad_share"] > 0.5
+    assert panel.state.error == "" and list(asked.index) == [
+        "base",
+        "bad-health-s0 (t = 1)",
+        "bad-money-s0 (t = 0)",
+        "deltas, t = 0.50",
+        "factors, t = 0.50",
+    ]
+    assert (
+        asked.loc["base", "bad_share"] <= 0.05
+        and asked.loc["base", "verdict"] == "good"
+        and asked.loc["bad-health-s0 (t = 1)", "bad_share"] > 0.5
+    )
     patient = panel._patient
     questions = behaviour.Questions(*runs.probe_pairs(patient.model.tokenizer, runs.PROBES, "heldout"))
     with patient.moved((0.5, updates["bad-health-s0"]), (0.5, updates["bad-money-s0"])) as model:
@@ -265,10 +342,18 @@ def test_the_slider_is_live_after_asking_and_the_curve_grows(asked_panel):
     before = panel.state.visited
     panel.t.value = 0.25
     panel.wait(60)
-    assert "deltas, t = 0.25" in panel.state.asked["model"].tolist() and len(panel.state.visited) == len(before) + 2 and "deltas, t = 0.25" in panel.answers.value
+    assert (
+        "deltas, t = 0.25" in panel.state.asked["model"].tolist()
+        and len(panel.state.visited) == len(before) + 2
+        and "deltas, t = 0.25" in panel.answers.value
+    )
     drawn = {t.name.split(":")[0]: t for t in panel.figures()["between"].data}
     of = panel.state.visited.query("form == 'factors'")
-    assert np.allclose(drawn["factors"].x, of["t"]) and np.allclose(drawn["factors"].y, 100 * of["bad_share"]) and set(of["t"]) >= {0.0, 0.25, 0.5, 1.0}
+    assert (
+        np.allclose(drawn["factors"].x, of["t"])
+        and np.allclose(drawn["factors"].y, 100 * of["bad_share"])
+        and set(of["t"]) >= {0.0, 0.25, 0.5, 1.0}
+    )
 
 
 def test_the_ends_are_the_updates_themselves(asked_panel):
@@ -284,7 +369,11 @@ def test_another_pair_forgets_answers_and_full_rank_has_no_factors(asked_panel):
     panel.condition.value = conditions.FULL
     assert panel.state.asked is None and panel.answers.value == "" and "between" not in panel.figures()
     panel.ask().wait(60)
-    assert not panel.state.asked["model"].str.startswith("factors").any() and "only the deltas" in panel.state.notice and set(panel.state.visited["form"]) == {"deltas"}
+    assert (
+        not panel.state.asked["model"].str.startswith("factors").any()
+        and "only the deltas" in panel.state.notice
+        and set(panel.state.visited["form"]) == {"deltas"}
+    )
     panel.condition.value = conditions.SAME
 
 
@@ -326,13 +415,21 @@ def test_a_move_of_the_slider_while_it_works_is_answered(asked_panel):
 def folders(tmp_path_factory, stored):
     root = tmp_path_factory.mktemp("adapters")
     known, updates, _ = runs.read_store(em.data_folder() / em.STEM / em.STORE)
-    return [str(runs.write_adapter(updates[n], known[n], root / n)) for n in ("bad-health-s0", "items-s0", "bad-money-s1")]
+    return [
+        str(runs.write_adapter(updates[n], known[n], root / n)) for n in ("bad-health-s0", "items-s0", "bad-money-s1")
+    ]
 
 
 def test_directories_give_the_geometry_of_the_same_factors(folders, stored):
     panel = Subspaces(folders, state=SubspacesState(k=4)).run().wait(60)
-    assert panel.state.error == "" and panel.pair.options == ("bad-health-s0 | items-s0", "bad-health-s0 | bad-money-s1", "items-s0 | bad-money-s1")
-    expected = maps.pair_map(stored[0], next(p for p in stored[1] if p.name == "bad-health-s0 | items-s0"), k=4).data["overlap"]
+    assert panel.state.error == "" and panel.pair.options == (
+        "bad-health-s0 | items-s0",
+        "bad-health-s0 | bad-money-s1",
+        "items-s0 | bad-money-s1",
+    )
+    expected = maps.pair_map(stored[0], next(p for p in stored[1] if p.name == "bad-health-s0 | items-s0"), k=4).data[
+        "overlap"
+    ]
     shown = panel.state.result.data["overlap"]
     np.testing.assert_allclose(shown.sel(module=expected["module"].values), expected, atol=1e-5)
     assert "need the stored adapters" in panel._between.children[0].value
@@ -351,7 +448,11 @@ def test_directories_that_do_not_fit_are_refused_at_once(folders, tmp_path):
 def test_saved_it_is_one_page_with_its_numbers(asked_panel, tmp_path):
     asked_panel.grid.click(1, 2)
     text = asked_panel.save(tmp_path / "sub.html").read_text(encoding="utf-8")
-    assert f"{asked_panel.table()['one'].iloc[0]:.5g}" in text and "Subspaces of updates" in text and "bad-health-s0" in text
+    assert (
+        f"{asked_panel.table()['one'].iloc[0]:.5g}" in text
+        and "Subspaces of updates" in text
+        and "bad-health-s0" in text
+    )
 
 
 def test_a_map_survives_the_disk(panel, tmp_path):

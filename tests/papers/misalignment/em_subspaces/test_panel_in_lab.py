@@ -1,4 +1,6 @@
-"""The subspaces panel in a real JupyterLab: Compare draws, k and the condition redraw live, a click opens a cell, t is answered, cancel keeps what was compared."""
+"""The subspaces panel in a real JupyterLab: Compare draws, k and the condition redraw live, a click opens a cell, t
+is answered, cancel keeps what was compared.
+"""
 
 import pytest
 from lab import notebook
@@ -6,7 +8,10 @@ from lab import notebook
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 OPEN = "from workbench import panels\npanel = panels.Subspaces()\npanel"
-STATE = "print(panel.state.place, panel.state.k, panel.state.t, panel.state.asked is not None and len(panel.state.asked), panel.state.running, repr(panel.state.error))"
+STATE = (
+    "print(panel.state.place, panel.state.k, panel.state.t, panel.state.asked is not None and len(panel.state.asked),"
+    " panel.state.running, repr(panel.state.error))"
+)
 SLOW = """
 import time
 from workbench import panels

@@ -1,4 +1,6 @@
-"""The units panel without a browser: sliders relabel and re-count, a click opens a unit with its tokens, Prune runs the plain function and can be cancelled."""
+"""The units panel without a browser: sliders relabel and re-count, a click opens a unit with its tokens, Prune runs
+the plain function and can be cancelled.
+"""
 
 import threading
 import time
@@ -57,12 +59,34 @@ def groups(panel) -> np.ndarray:
 def test_made_it_shows_the_run_and_computes_nothing(result, chat):
     panel = Units(result, chat, compute=refused, compute_top=refused)
     run = result.data.isel(run=0)
-    assert (groups(panel) == run["label"].values).all() and panel.safety.value == pytest.approx(3.0) and not panel.state.running and panel.state.error == ""
-    assert "0 of 1568 units have another label" in panel.counts.value and panel.bars.outputs and not panel.bars_here.outputs
+    assert (
+        (groups(panel) == run["label"].values).all()
+        and panel.safety.value == pytest.approx(3.0)
+        and not panel.state.running
+        and panel.state.error == ""
+    )
+    assert (
+        "0 of 1568 units have another label" in panel.counts.value
+        and panel.bars.outputs
+        and not panel.bars_here.outputs
+    )
 
 
 def test_every_control_has_a_label_and_a_tooltip(panel):
-    controls = (panel.run_box, panel.scale, panel.safety, panel.utility, panel.redundant, panel.reset, panel.prune, panel.layer, panel.module, panel.index, panel.open_button, panel.stop)
+    controls = (
+        panel.run_box,
+        panel.scale,
+        panel.safety,
+        panel.utility,
+        panel.redundant,
+        panel.reset,
+        panel.prune,
+        panel.layer,
+        panel.module,
+        panel.index,
+        panel.open_button,
+        panel.stop,
+    )
     assert all(control.description and control.tooltip for control in controls)
 
 
@@ -72,8 +96,14 @@ def test_sliders_relabel_and_count_by_the_plain_function(panel, result):
     expected = label_units(values.sel(set="safety").values, values.sel(set="utility").values, Ratios(0.05, 0.1, 0.25))
     assert (groups(panel) == expected).all() and (panel.labels() == expected).all()
     counts = views.count_table(result.data.isel(run=0), expected).set_index("label")["units"]
-    assert counts.to_dict() == {name: int((expected == LABELS.index(name)).sum()) for name in ("SCU", "UCU", "CU", "RU")}
-    assert all(f">{n}</td>" in panel.counts.value for n in counts) and counts["SCU"] == 78 and f"{counts['SCU']} safety-critical" in panel.scatter.alt
+    assert counts.to_dict() == {
+        name: int((expected == LABELS.index(name)).sum()) for name in ("SCU", "UCU", "CU", "RU")
+    }
+    assert (
+        all(f">{n}</td>" in panel.counts.value for n in counts)
+        and counts["SCU"] == 78
+        and f"{counts['SCU']} safety-critical" in panel.scatter.alt
+    )
     panel.reset.click()
     assert (groups(panel) == result.data["label"].values[0]).all()
 
@@ -82,15 +112,25 @@ def test_the_scale_moves_the_points_and_the_labels(panel, result):
     raw = panel.scatter.x
     panel.scale.value = "standard"
     x = np.frombuffer(panel.scatter.x, np.float32)
-    assert panel.scatter.x != raw and not panel.scatter.log and np.allclose(x, result.data["importance"].isel(run=0).sel(scale="standard", set="utility"))
-    assert "standard deviations" in panel.scatter.x_title and not (groups(panel) == result.data["label"].values[0]).all()
+    assert (
+        panel.scatter.x != raw
+        and not panel.scatter.log
+        and np.allclose(x, result.data["importance"].isel(run=0).sel(scale="standard", set="utility"))
+    )
+    assert (
+        "standard deviations" in panel.scatter.x_title and not (groups(panel) == result.data["label"].values[0]).all()
+    )
 
 
 def test_shares_above_all_units_are_one_sentence_and_the_picture_stays(panel):
     before = panel.scatter.groups
     panel.utility.value = 30.0
     panel.redundant.value = 80.0
-    assert "add up to more than 1" in panel.state.error and "\n" not in panel.state.error and panel.scatter.groups != before
+    assert (
+        "add up to more than 1" in panel.state.error
+        and "\n" not in panel.state.error
+        and panel.scatter.groups != before
+    )
     time.sleep(2 * SAME_CHANGE)  # a hand is slower than two observers of one change
     panel.redundant.value = 20.0
     assert panel.state.error == ""
@@ -99,29 +139,51 @@ def test_shares_above_all_units_are_one_sentence_and_the_picture_stays(panel):
 def test_table_figure_and_widget_are_the_same_numbers(panel, result):
     panel.safety.value = 4.0
     table, figure = panel.table(), panel.figures()["units"]
-    assert (table["label"] == np.array(LABELS)[groups(panel)]).all() and np.allclose(10 ** np.frombuffer(panel.scatter.x, np.float32), table["utility, raw"], rtol=1e-4)
+    assert (table["label"] == np.array(LABELS)[groups(panel)]).all() and np.allclose(
+        10 ** np.frombuffer(panel.scatter.x, np.float32), table["utility, raw"], rtol=1e-4
+    )
     drawn = {trace.name: trace for trace in figure.data}
     red = table[(table["label"] == "SCU") & (table["module"] == "mlp")]
-    assert np.allclose(drawn["safety-critical (SCU)"].y, red["safety, raw"]) and figure.layout.meta["alt"] == panel.scatter.alt
+    assert (
+        np.allclose(drawn["safety-critical (SCU)"].y, red["safety, raw"])
+        and figure.layout.meta["alt"] == panel.scatter.alt
+    )
 
 
 def test_a_click_opens_the_unit_with_its_top_tokens(panel, chat):
     unit = 200
     panel.scatter.click(unit)
     panel.wait(60)
-    assert panel.state.error == "" and panel.state.unit == unit and "Layer 0, MLP channel 200" in panel.card.value and "<mark>" in panel.tokens.value
+    assert (
+        panel.state.error == ""
+        and panel.state.unit == unit
+        and "Layer 0, MLP channel 200" in panel.card.value
+        and "<mark>" in panel.tokens.value
+    )
     rows, _ = panel.prompt_rows()
     expected = top_activations(chat, rows, "neuron", 0, 200, k=panel_module.TOP_K).data
     table = panel.table()
-    assert np.allclose(table["activation"], expected["activation"]) and table["token"].tolist() == expected["token"].values.tolist() and set(table["set"]) <= {"safety", "utility"}
-    assert (panel.layer.value, panel.module.value, panel.index.value) == (0, "mlp", 200) and panel.scatter.selected == unit
+    assert (
+        np.allclose(table["activation"], expected["activation"])
+        and table["token"].tolist() == expected["token"].values.tolist()
+        and set(table["set"]) <= {"safety", "utility"}
+    )
+    assert (panel.layer.value, panel.module.value, panel.index.value) == (
+        0,
+        "mlp",
+        200,
+    ) and panel.scatter.selected == unit
 
 
 def test_a_head_is_opened_from_the_boxes(panel):
     panel.layer.value, panel.module.value, panel.index.value = 2, "attention", 3
     panel.open_button.click()
     panel.wait(60)
-    assert "Layer 2, attention unit 3" in panel.card.value and panel.state.top.data.attrs["kind"] == "head" and "norm added to the stream" in panel.tokens.value
+    assert (
+        "Layer 2, attention unit 3" in panel.card.value
+        and panel.state.top.data.attrs["kind"] == "head"
+        and "norm added to the stream" in panel.tokens.value
+    )
     panel.index.value = 9
     panel.open_button.click()
     assert "has 8 units of kind attention unit" in panel.state.error
@@ -133,7 +195,12 @@ def test_a_channel_of_a_head_is_looked_up_as_one(chat):
     panel.layer.value, panel.module.value, panel.index.value = 1, "attention", 100
     panel.open_button.click()
     panel.wait(60)
-    assert panel.state.error == "" and panel.state.top.data.attrs["kind"] == "head channel" and panel.state.top.data.attrs["index"] == 100 and len(panel.labels()) == 4 * (384 + 128)
+    assert (
+        panel.state.error == ""
+        and panel.state.top.data.attrs["kind"] == "head channel"
+        and panel.state.top.data.attrs["index"] == 100
+        and len(panel.labels()) == 4 * (384 + 128)
+    )
 
 
 def test_prompts_of_your_own_are_looked_through(result, chat):
@@ -165,7 +232,12 @@ def test_without_a_model_all_but_tokens_and_pruning_works(result):
     panel = Units(result)
     panel.safety.value = 6.0
     panel.scatter.click(5)
-    assert panel.state.error == "" and "need the model" in panel.tokens.value and panel.prune.disabled and "Needs the model" in panel.prune.tooltip
+    assert (
+        panel.state.error == ""
+        and "need the model" in panel.tokens.value
+        and panel.prune.disabled
+        and "Needs the model" in panel.prune.tooltip
+    )
     panel.run()
     assert "pruning needs the model" in panel.state.error and not panel.state.running
     assert set(panel.figures()) == {"units", "pruning_of_the_runs"}
@@ -178,18 +250,30 @@ def test_prune_hands_the_shares_over_and_draws_what_came_back(result, chat, prun
     panel.prune.click()
     panel.wait(60)
     (of, ratios), options = calls.pop()
-    assert of is result and (ratios.safety, ratios.utility, ratios.redundant) == pytest.approx((0.02, 0.04, 0.3)) and options["model"] is chat and options["scale"] == "raw"
+    assert (
+        of is result
+        and (ratios.safety, ratios.utility, ratios.redundant) == pytest.approx((0.02, 0.04, 0.3))
+        and options["model"] is chat
+        and options["scale"] == "raw"
+    )
     figure, rows = panel.figures()["pruning_at_chosen_shares"], pruned.tables["pruning"]
     assert "SCU 2.0, UCU 4.0, RU 30.0 %" in figure.layout.title.text and panel.table().equals(rows)
     utility = next(t for t in figure.data if t.offsetgroup == "utility group")
-    assert dict(zip(utility.x, utility.y, strict=True))["UCU"] == pytest.approx(float(rows.query("group == 'UCU' and arm == 'group'")["utility"].iloc[0]))
-    assert panel.bars_here.outputs[0]["data"]["text/plain"] == figure.layout.meta["alt"] and "no real control" in panel.state.notice
+    assert dict(zip(utility.x, utility.y, strict=True))["UCU"] == pytest.approx(
+        float(rows.query("group == 'UCU' and arm == 'group'")["utility"].iloc[0])
+    )
+    assert (
+        panel.bars_here.outputs[0]["data"]["text/plain"] == figure.layout.meta["alt"]
+        and "no real control" in panel.state.notice
+    )
 
 
 def test_pruning_at_the_sizes_of_the_run_gives_the_runs_own_numbers(result, chat):
     """The oracle: the same prompts, groups and random draws as the run itself."""
     one = result.data.isel(run=0)
-    again = panel_module.prune_at(result, Ratios(float(one["r_scu"]), float(one["r_ucu"]), float(one["r_ru"])), model=chat, n_random=1).tables["pruning"]
+    again = panel_module.prune_at(
+        result, Ratios(float(one["r_scu"]), float(one["r_ucu"]), float(one["r_ru"])), model=chat, n_random=1
+    ).tables["pruning"]
     for of in (again, result.tables["pruning"]):
         of["key"] = of["group"] + " " + of["arm"]
     both = again.merge(result.tables["pruning"], on="key", suffixes=("", " run"))
@@ -199,7 +283,11 @@ def test_pruning_at_the_sizes_of_the_run_gives_the_runs_own_numbers(result, chat
 
 
 def test_an_empty_group_changes_nothing_and_all_of_a_group_are_gone(result, chat):
-    table = panel_module.prune_at(result, Ratios(0.0, 0.0, 1.0), model=chat, n_random=1).tables["pruning"].set_index(["group", "arm"])
+    table = (
+        panel_module.prune_at(result, Ratios(0.0, 0.0, 1.0), model=chat, n_random=1)
+        .tables["pruning"]
+        .set_index(["group", "arm"])
+    )
     assert table.loc[("SCU", "group"), "effect"] == 0 and table.loc[("SCU", "group"), "n_units"] == 0
     units = result.data["importance"].isel(run=0)
     row = torch.tensor([[2, 30, 31]])
@@ -220,7 +308,11 @@ def test_a_unit_opened_while_pruning_says_what_to_do(result, chat, pruned):
     panel = Units(result, chat, compute=slow).run()
     assert started.wait(30)
     panel.scatter.click(10)
-    assert "Pruning is under way; open the unit again" in panel.tokens.value and "still working" in panel.state.notice and "MLP channel 10" in panel.card.value
+    assert (
+        "Pruning is under way; open the unit again" in panel.tokens.value
+        and "still working" in panel.state.notice
+        and "MLP channel 10" in panel.card.value
+    )
     go.set()
     panel.wait(60)
     panel.open_button.click()
@@ -254,7 +346,11 @@ def test_cancel_keeps_the_prunings_that_were_finished_and_no_hook(result, chat):
 
     panel._compute = stops
     panel.run().wait(120)
-    assert panel.state.pruned.partial and len(panel.state.pruned.tables["pruning"]) == 3 and "cancelled: prunings finished: 2" in panel.state.notice
+    assert (
+        panel.state.pruned.partial
+        and len(panel.state.pruned.tables["pruning"]) == 3
+        and "cancelled: prunings finished: 2" in panel.state.notice
+    )
     assert [*panel.figures()["pruning_at_chosen_shares"].data[0].x] == ["nothing", "SCU"]
     assert not any(point.fwd_hooks for point in chat.live.hook_dict.values())
 
@@ -268,7 +364,11 @@ def test_an_error_is_a_sentence_and_leaves_it_usable(result, chat, pruned):
     assert panel.state.error == "RuntimeError: in the middle" and not panel.state.running
     panel.scatter.click(4)
     panel.wait(60)
-    assert panel.state.error == "RuntimeError: in the middle" and panel.state.top is None and "Open the unit again" in panel.tokens.value
+    assert (
+        panel.state.error == "RuntimeError: in the middle"
+        and panel.state.top is None
+        and "Open the unit again" in panel.tokens.value
+    )
     panel._compute = lambda *_, **__: pruned
     assert panel.run().wait(60).state.error == "" and panel.state.pruned is pruned
 
@@ -285,17 +385,33 @@ def test_too_many_units_are_thinned_out_and_it_says_so(result, chat, monkeypatch
     panel = Units(result, chat, compute_top=refused)
     assert len(groups(panel)) == 300 and "too many to draw: 300 are shown" in panel.state.notice
     shown = panel._points
-    assert (groups(panel) == result.data["label"].values[0][shown]).all() and set(np.flatnonzero(np.isin(result.data["label"].values[0], [2, 3]))) <= set(shown)
+    assert (groups(panel) == result.data["label"].values[0][shown]).all() and set(
+        np.flatnonzero(np.isin(result.data["label"].values[0], [2, 3]))
+    ) <= set(shown)
     panel.safety.value = 5.0
-    assert len(groups(panel)) == 300 and (groups(panel) == LABELS.index("SCU")).sum() == 78 and len(panel.table()) == 1568
+    assert (
+        len(groups(panel)) == 300 and (groups(panel) == LABELS.index("SCU")).sum() == 78 and len(panel.table()) == 1568
+    )
     assert sum(len(trace.x) for trace in panel.figures()["units"].data if trace.mode == "markers") == 300
 
 
 def test_state_given_beforehand_and_words_are_escaped(result):
     panel = Units(result, state=UnitsState(scale="standard", safety=7.0, utility=1.0, redundant=2.0, unit=3))
-    assert panel.scale.value == "standard" and panel.safety.value == 7.0 and (groups(panel) == LABELS.index("SCU")).sum() == round(0.07 * 1568) and "MLP channel 3" in panel.card.value
-    table = pd.DataFrame([{"activation": 1.0, "set": "a<b", "example": 0, "before": "<i>", "token": "<script>", "after": "&"}])
-    top = Result(result.provenance, result.data.isel(run=0)[["r_scu"]].assign(activation=("rank", [1.0], {"unit": "u"})).assign_attrs(n_tokens=1, n_prompts=1, mean_size=0.1))
+    assert (
+        panel.scale.value == "standard"
+        and panel.safety.value == 7.0
+        and (groups(panel) == LABELS.index("SCU")).sum() == round(0.07 * 1568)
+        and "MLP channel 3" in panel.card.value
+    )
+    table = pd.DataFrame(
+        [{"activation": 1.0, "set": "a<b", "example": 0, "before": "<i>", "token": "<script>", "after": "&"}]
+    )
+    top = Result(
+        result.provenance,
+        result.data.isel(run=0)[["r_scu"]]
+        .assign(activation=("rank", [1.0], {"unit": "u"}))
+        .assign_attrs(n_tokens=1, n_prompts=1, mean_size=0.1),
+    )
     assert "<script>" not in views.top_html(table, top) and "<i>" not in views.top_html(table, top)
 
 
@@ -308,7 +424,9 @@ def test_a_redraw_takes_less_than_a_tenth_of_a_second_of_work(panel):
 
 def test_the_stored_runs_open_by_themselves_marked_as_stored():
     panel = Units(load_runs("safety_units"))
-    assert [name for name, _ in panel.run_box.options] == [f"stored, seed {n}" for n in range(3)] and panel.state.error == ""
+    assert [name for name, _ in panel.run_box.options] == [
+        f"stored, seed {n}" for n in range(3)
+    ] and panel.state.error == ""
     before = panel.scatter.y
     panel.run_box.value = 2
     assert panel.scatter.y != before and panel.figures()["pruning_of_the_runs"].layout.title.text.startswith("Stored: ")

@@ -1,4 +1,6 @@
-"""The units panel in a real JupyterLab: a slider recolours, a click and the boxes open units, Prune runs and can be cancelled, light and dark."""
+"""The units panel in a real JupyterLab: a slider recolours, a click and the boxes open units, Prune runs and can be
+cancelled, light and dark.
+"""
 
 import pytest
 from lab import notebook
@@ -12,7 +14,11 @@ from workbench.runs.stored import load_runs
 panel = panels.Units(load_runs("safety_units"), wb.load("organism:chat"))
 panel
 """
-STATE = "print(panel.state.unit >= 0, panel.state.top is not None, panel.state.pruned is not None and len(panel.state.pruned.tables['pruning']), round(panel.state.safety, 1), panel.state.running, repr(panel.state.error))"
+STATE = (
+    "print(panel.state.unit >= 0, panel.state.top is not None, panel.state.pruned is not None and"
+    " len(panel.state.pruned.tables['pruning']), round(panel.state.safety, 1), panel.state.running,"
+    " repr(panel.state.error))"
+)
 CANVAS = ".workbench-scatter canvas"
 
 

@@ -25,23 +25,46 @@ def accuracy_vs_share(result: Result) -> go.Figure:
         strong = score in SHOWN
         line = {"color": SHOWN.get(score, "#c4c4c4"), "width": 4 if strong else 1.5}
         figure.add_scatter(
-            x=data["realised"].sel(score=score).values * 100, y=accuracy, name=_title(result, score) if strong else "other scores",
-            legendgroup=None if strong else "others", showlegend=strong or score == str(data.score.values[0]) or _first_other(data, score),
-            mode="lines+markers" if strong else "lines", line=line, marker={"size": 9},
-            hovertemplate=f"{_title(result, score)}<br>%{{x:.1f}} % of heads zeroed<br>%{{y:.1f}} % right<extra></extra>",
-        )  # fmt: skip
+            x=data["realised"].sel(score=score).values * 100,
+            y=accuracy,
+            name=_title(result, score) if strong else "other scores",
+            legendgroup=None if strong else "others",
+            showlegend=strong or score == str(data.score.values[0]) or _first_other(data, score),
+            mode="lines+markers" if strong else "lines",
+            line=line,
+            marker={"size": 9},
+            hovertemplate=(
+                f"{_title(result, score)}<br>%{{x:.1f}} % of heads zeroed<br>%{{y:.1f}} % right<extra></extra>"
+            ),
+        )
     _random_band(figure, result)
     figure.add_scatter(
-        x=data.share.values * 100, y=data["reversed_accuracy"].mean("input").values * 100, name="largest norms zeroed (control)",
-        mode="lines", line={"color": theme.RED, "width": 3, "dash": "dot"},
-    )  # fmt: skip
+        x=data.share.values * 100,
+        y=data["reversed_accuracy"].mean("input").values * 100,
+        name="largest norms zeroed (control)",
+        mode="lines",
+        line={"color": theme.RED, "width": 3, "dash": "dot"},
+    )
     level = float(data["accuracy"].sel(score="ahon_ln", share=0).mean()) * 100 - float(data.attrs["tolerance"])
     figure.add_hline(y=level, line={"color": "#444444", "width": 1, "dash": "dash"})
-    figure.add_annotation(x=1, xref="paper", xanchor="right", y=level, yanchor="top", text=f"untouched - {data.attrs['tolerance']:g} point", showarrow=False, font={"size": 13}, bgcolor="rgba(255,255,255,0.8)")
+    figure.add_annotation(
+        x=1,
+        xref="paper",
+        xanchor="right",
+        y=level,
+        yanchor="top",
+        text=f"untouched - {data.attrs['tolerance']:g} point",
+        showarrow=False,
+        font={"size": 13},
+        bgcolor="rgba(255,255,255,0.8)",
+    )
     figure.update_xaxes(title="Heads zeroed (% of heads, realised)")
     figure.update_yaxes(title=f"{str(data.attrs['accuracy_of']).capitalize()} (%)")
     figure.update_layout(legend={"x": 0.01, "y": 0.02, "yanchor": "bottom", "bgcolor": "rgba(255,255,255,0.75)"})
-    alt = "Accuracy against the share of heads zeroed: average output norm stays flat longest, random and largest-norm heads fall first or last as measured."
+    alt = (
+        "Accuracy against the share of heads zeroed: average output norm stays flat longest, random and largest-norm"
+        " heads fall first or last as measured."
+    )
     return theme.finish(figure, "How many heads can be zeroed, by the score that picks them", alt, result.provenance)
 
 
@@ -56,10 +79,22 @@ def _random_band(figure: go.Figure, result: Result) -> None:
     x = data["random_realised"].mean("draw").values * 100
     each = data["random_accuracy"].mean("input").values * 100
     figure.add_scatter(
-        x=np.concatenate([x, x[::-1]]), y=np.concatenate([each.max(0), each.min(0)[::-1]]), fill="toself", fillcolor="rgba(0,0,0,0.15)",
-        mode="lines", line={"width": 0}, hoverinfo="skip", showlegend=False,
-    )  # fmt: skip
-    figure.add_scatter(x=x, y=each.mean(0), name=f"random heads ({len(each)} draws)", mode="lines", line={"color": "#222222", "width": 3, "dash": "dash"})
+        x=np.concatenate([x, x[::-1]]),
+        y=np.concatenate([each.max(0), each.min(0)[::-1]]),
+        fill="toself",
+        fillcolor="rgba(0,0,0,0.15)",
+        mode="lines",
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.add_scatter(
+        x=x,
+        y=each.mean(0),
+        name=f"random heads ({len(each)} draws)",
+        mode="lines",
+        line={"color": "#222222", "width": 3, "dash": "dash"},
+    )
 
 
 def score_map(result: Result, score: str = "ahon_ln") -> go.Figure:
@@ -67,13 +102,27 @@ def score_map(result: Result, score: str = "ahon_ln") -> go.Figure:
     values = result.data["value"].sel(score=score).mean("input")
     figure = go.Figure(
         go.Heatmap(
-            z=values.values, x=values["head"].values, y=values["layer"].values, colorscale=theme.UNSIGNED, zmin=0, zmax=float(values.max()), colorbar={"title": _unit(result, score)},
-            texttemplate="%{z:.2f}" if values.size <= 200 else None, hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
+            z=values.values,
+            x=values["head"].values,
+            y=values["layer"].values,
+            colorscale=theme.UNSIGNED,
+            zmin=0,
+            zmax=float(values.max()),
+            colorbar={"title": _unit(result, score)},
+            texttemplate="%{z:.2f}" if values.size <= 200 else None,
+            hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="Head", dtick=1 if values.sizes["head"] <= 32 else None, showgrid=False)
-    figure.update_yaxes(title="Layer", dtick=1 if values.sizes["layer"] <= 32 else None, autorange="reversed", showgrid=False)
-    return theme.finish(figure, f"{_title(result, score)}, mean over inputs", f"Heat map of {score} by layer and head.", result.provenance)
+    figure.update_yaxes(
+        title="Layer", dtick=1 if values.sizes["layer"] <= 32 else None, autorange="reversed", showgrid=False
+    )
+    return theme.finish(
+        figure,
+        f"{_title(result, score)}, mean over inputs",
+        f"Heat map of {score} by layer and head.",
+        result.provenance,
+    )
 
 
 def score_histogram(result: Result, score: str = "ahon_ln", share: float = 0.15) -> go.Figure:
@@ -81,11 +130,22 @@ def score_histogram(result: Result, score: str = "ahon_ln", share: float = 0.15)
     data = result.data
     at = float(data.share.sel(share=share, method="nearest"))
     threshold = float(data["threshold"].sel(score=score, share=at))
-    figure = go.Figure(go.Histogram(x=data["value"].sel(score=score).values.ravel(), nbinsx=60, marker={"color": theme.BLUE}))
-    figure.add_vline(x=threshold, line={"color": theme.RED, "width": 3}, annotation={"text": f"threshold for {at:.0%}", "font": {"color": theme.RED}})
+    figure = go.Figure(
+        go.Histogram(x=data["value"].sel(score=score).values.ravel(), nbinsx=60, marker={"color": theme.BLUE})
+    )
+    figure.add_vline(
+        x=threshold,
+        line={"color": theme.RED, "width": 3},
+        annotation={"text": f"threshold for {at:.0%}", "font": {"color": theme.RED}},
+    )
     figure.update_xaxes(title=f"{_title(result, score)} ({_unit(result, score)})")
     figure.update_yaxes(title="Heads (input x layer x head)")
-    return theme.finish(figure, f"Where the threshold falls: {_title(result, score)}", f"Histogram of {score} with its threshold.", result.provenance)
+    return theme.finish(
+        figure,
+        f"Where the threshold falls: {_title(result, score)}",
+        f"Histogram of {score} with its threshold.",
+        result.provenance,
+    )
 
 
 def overlap(result: Result) -> go.Figure:
@@ -100,7 +160,12 @@ def overlap(result: Result) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(tickangle=-45, tickfont={"size": 12}, showgrid=False, title="Score", dtick=1)
     figure.update_yaxes(autorange="reversed", tickfont={"size": 12}, showgrid=False, title="Score", dtick=1)
-    theme.finish(figure, "Do the scores flag the same heads? (15 % flagged)", "Heat map of overlap between flagged sets.", result.provenance)
+    theme.finish(
+        figure,
+        "Do the scores flag the same heads? (15 % flagged)",
+        "Heat map of overlap between flagged sets.",
+        result.provenance,
+    )
     figure.layout.annotations[0].update(yshift=-195)
     return figure.update_layout(height=780, margin={"b": 220})
 
@@ -116,19 +181,31 @@ def raster(result: Result, score: str = "ahon_ln", share: float = 0.15, n_inputs
     names = [f"{layer}.{head}" for layer, head in flat["unit"].values]
     figure = go.Figure(
         go.Heatmap(
-            z=flat.values.astype(int), y=names, colorscale=[[0, "#eeeeee"], [1, theme.BLUE]], showscale=False, xgap=1, ygap=1,
+            z=flat.values.astype(int),
+            y=names,
+            colorscale=[[0, "#eeeeee"], [1, theme.BLUE]],
+            showscale=False,
+            xgap=1,
+            ygap=1,
             hovertemplate="input %{x}, head %{y}: %{z}<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="Input", showgrid=False)
-    figure.update_yaxes(title="Layer.head", type="category", autorange="reversed", showgrid=False, tickfont={"size": 12})
+    figure.update_yaxes(
+        title="Layer.head", type="category", autorange="reversed", showgrid=False, tickfont={"size": 12}
+    )
     title = f"Heads switched off (blue) by {_title(result, score)}, input by input, at {at:.0%}"
     return theme.finish(figure, title, "Raster of inactive heads per input.", result.provenance)
 
 
 def figures(result: Result) -> dict[str, go.Figure]:
     """All figures of the analysis, in the order to show them; those of a partial Result that can be drawn."""
-    made = {"accuracy_vs_share": accuracy_vs_share, "score_map": score_map, "score_histogram": score_histogram, "raster": raster}
+    made = {
+        "accuracy_vs_share": accuracy_vs_share,
+        "score_map": score_map,
+        "score_histogram": score_histogram,
+        "raster": raster,
+    }
     if "overlap" in result.data:
         made["overlap"] = overlap
     if result.partial and not bool(result.data["value"].notnull().any()):

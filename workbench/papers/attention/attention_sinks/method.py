@@ -43,14 +43,20 @@ class Spec(core_spec.Spec):
         "what accuracy is: the organism's language, lettered multiple choice, or next-token on texts",
         choices=("bigram_backcopy", "choices", "text"),
     )
-    counted: str = param("repeated", "bigram_backcopy: count the words after triggers, or all next words", choices=("repeated", "all"))
-    source: str | None = param(None, "JSONL of questions, text file with a text a line, or hub data set; the shipped ones if not given")
+    counted: str = param(
+        "repeated", "bigram_backcopy: count the words after triggers, or all next words", choices=("repeated", "all")
+    )
+    source: str | None = param(
+        None, "JSONL of questions, text file with a text a line, or hub data set; the shipped ones if not given"
+    )
     config: str | None = param(None, "configuration of a hub data set")
     n_inputs: int = param(200, "inputs evaluated", unit="inputs", ge=1)
     length: int = param(64, "tokens an input (bigram_backcopy, text)", unit="tokens", ge=4)
     n_shots: int = param(5, "worked examples before each question (choices)", ge=0)
     scores: tuple[str, ...] = param(tuple(hs.SCORES), "head scores to compare", choices=tuple(hs.SCORES))
-    shares: tuple[float, ...] = param((0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "target shares of zeroed heads, from 0", ge=0, le=1)
+    shares: tuple[float, ...] = param(
+        (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "target shares of zeroed heads, from 0", ge=0, le=1
+    )
     tolerance: float = param(1.0, "accuracy that may be lost", unit="points", ge=0)
     n_random: int = param(3, "draws of the random baseline", ge=1)
     sink_threshold: float = param(0.3, "attention to the first token above which a head is a sink", ge=0, le=1)
@@ -63,7 +69,9 @@ class Spec(core_spec.Spec):
         if list(self.shares) != sorted(set(self.shares)) or self.shares[:1] != (0.0,):
             raise BadSpec(f"attention_sinks.shares must increase from 0, got {self.shares}")
         if missing := {BEST, FIRST_TOKEN} - set(self.scores):
-            raise BadSpec(f"attention_sinks.scores must contain {' and '.join(sorted(missing))}: the claims compare them")
+            raise BadSpec(
+                f"attention_sinks.scores must contain {' and '.join(sorted(missing))}: the claims compare them"
+            )
 
     @classmethod
     def tiny(cls) -> "Spec":
@@ -79,7 +87,16 @@ class Spec(core_spec.Spec):
     def paper(cls) -> "Spec":
         """Llama-3.1-8B on MMLU, 5-shot, as the paper; about 20 GB of GPU memory."""
         model = ModelSpec(name="meta-llama/Llama-3.1-8B", dtype="bfloat16")
-        return cls(model=model, task="choices", source="cais/mmlu", config="all", n_inputs=14042, controls=False, batch_size=4, scores=hs.MAIN)
+        return cls(
+            model=model,
+            task="choices",
+            source="cais/mmlu",
+            config="all",
+            n_inputs=14042,
+            controls=False,
+            batch_size=4,
+            scores=hs.MAIN,
+        )
 
 
 # ---- running ----
@@ -108,7 +125,11 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, 
     try:
         task = make_task(spec, model)
         provenance = Provenance.start(
-            STEM, spec.to_dict(), spec.seed, model=model.provenance(), data={"task": task.name, "n_inputs": task.n_inputs, "source": spec.source or "shipped"}
+            STEM,
+            spec.to_dict(),
+            spec.seed,
+            model=model.provenance(),
+            data={"task": task.name, "n_inputs": task.n_inputs, "source": spec.source or "shipped"},
         )
         data = _empty(spec, task.n_inputs, model, task.name)
         if resume is not None:
@@ -116,7 +137,15 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, 
         partial, warnings = False, list(task.warnings)
         try:
             _baseline(data, model, task, spec, progress)
-            _sweep(data, model, task, spec, progress, warnings, lambda: Result(provenance.finish(started), data, {}, True, tuple(warnings)))
+            _sweep(
+                data,
+                model,
+                task,
+                spec,
+                progress,
+                warnings,
+                lambda: Result(provenance.finish(started), data, {}, True, tuple(warnings)),
+            )
             if spec.controls:
                 _controls(data, spec)
         except Cancelled:
@@ -137,7 +166,10 @@ def make_task(spec: Spec, model: Model) -> Task:
     rng = np.random.default_rng([spec.seed, 7])  # not a training stream: those are seeded by one integer
     if spec.task == "bigram_backcopy":
         if model.d_vocab != len(VOCABULARY):
-            raise BadData(f"{model.name} has {model.d_vocab} tokens and the bigram-backcopy language {len(VOCABULARY)}; use task='text' or task='choices' for other models")
+            raise BadData(
+                f"{model.name} has {model.d_vocab} tokens and the bigram-backcopy language {len(VOCABULARY)}; use"
+                " task='text' or task='choices' for other models"
+            )
         language = BigramBackcopy()
         tokens = language.sample(spec.n_inputs, spec.length, rng)
         if spec.counted == "all":
@@ -158,7 +190,9 @@ def _choice_items(spec: Spec) -> list[tasks.ChoiceItem]:
     source = spec.source or str(data_folder() / STEM / "questions.jsonl")
     if source.endswith(".jsonl"):
         return tasks.read_choice_items(source)
-    return tasks.hub_choice_items(source, config=spec.config, split="test", n=spec.n_inputs + spec.n_shots, seed=spec.seed)
+    return tasks.hub_choice_items(
+        source, config=spec.config, split="test", n=spec.n_inputs + spec.n_shots, seed=spec.seed
+    )
 
 
 def _text_task(spec: Spec, model: Model) -> tasks.NextTokenTask:
@@ -166,7 +200,9 @@ def _text_task(spec: Spec, model: Model) -> tasks.NextTokenTask:
     try:
         lines = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as found:
-        raise BadData(f"texts could not be read ({type(found).__name__}); source must be a text file with one text a line") from None
+        raise BadData(
+            f"texts could not be read ({type(found).__name__}); source must be a text file with one text a line"
+        ) from None
     rows = [row[: spec.length] for row in model.to_rows(lines) if len(row) >= spec.length][: spec.n_inputs]
     if not rows:
         raise BadData(f"no text has {spec.length} tokens for {model.name}; lower length")
@@ -195,12 +231,21 @@ def score_heads(model: Model, tokens: torch.Tensor | Batch, keys: Sequence[str] 
     observe(model, tokens, ("pattern", "v", "z"), look)
     values = np.stack([np.stack([found[layer][key].numpy() for layer in range(model.n_layers)], 1) for key in keys])
     coords = {"score": list(keys), "layer": range(model.n_layers), "head": range(model.n_heads)}
-    return xr.DataArray(values, dims=("score", "input", "layer", "head"), coords=coords, name="score", attrs={"long_name": "Head score"})
+    return xr.DataArray(
+        values, dims=("score", "input", "layer", "head"), coords=coords, name="score", attrs={"long_name": "Head score"}
+    )
 
 
 def _empty(spec: Spec, n_inputs: int, model: Model, task_name: str) -> xr.Dataset:
     """All variables at nan, so that a cancelled run says which cells it never reached."""
-    sizes = {"score": len(spec.scores), "share": len(spec.shares), "input": n_inputs, "layer": model.n_layers, "head": model.n_heads, "draw": spec.n_random}
+    sizes = {
+        "score": len(spec.scores),
+        "share": len(spec.shares),
+        "input": n_inputs,
+        "layer": model.n_layers,
+        "head": model.n_heads,
+        "draw": spec.n_random,
+    }
     described = {
         "value": (("score", "input", "layer", "head"), "Head score", "its own"),
         "threshold": (("score", "share"), "Threshold on the score", "its own"),
@@ -209,23 +254,43 @@ def _empty(spec: Spec, n_inputs: int, model: Model, task_name: str) -> xr.Datase
         "effect": (("score", "share"), "Largest logit change on the first batch", "logits"),
         "random_accuracy": (("draw", "share", "input"), "Accuracy with random heads zeroed", "share right"),
         "random_realised": (("draw", "share"), "Heads zeroed at random", "share of heads"),
-        "reversed_accuracy": (("share", "input"), "Accuracy with the heads of LARGEST output norm zeroed", "share right"),
+        "reversed_accuracy": (
+            ("share", "input"),
+            "Accuracy with the heads of LARGEST output norm zeroed",
+            "share right",
+        ),
         "sink_weight": (("input", "layer", "head"), "Attention to the first token", "share of attention"),
         "trigger_ratio": (("layer", "head"), "Output norm at triggers over its average", "ratio"),
         "dormant": (("layer", "head"), "Inputs without triggers on which the head is inactive", "share of inputs"),
         "untrained_weight": (("layer", "head"), "First-token weight, untrained twin", "share of attention"),
         "untrained_accuracy": (("arm", "input"), "Accuracy of the untrained twin", "share right"),
-        "nobos_sink_weight": (("input", "layer", "head"), "Attention to the first token, twin without BOS", "share of attention"),
+        "nobos_sink_weight": (
+            ("input", "layer", "head"),
+            "Attention to the first token, twin without BOS",
+            "share of attention",
+        ),
     }
     sizes["arm"] = 2
     coords = {
-        "score": list(spec.scores), "share": list(spec.shares), "layer": range(model.n_layers), "head": range(model.n_heads),
-        "arm": [BEST, "random"], "title": ("score", [hs.SCORES[k].title for k in spec.scores]), "unit": ("score", [hs.SCORES[k].shown_unit for k in spec.scores]),
-    }  # fmt: skip
-    variables = {
-        name: (dims, np.full([sizes[d] for d in dims], np.nan, np.float32), {"long_name": title, "unit": unit}) for name, (dims, title, unit) in described.items()
+        "score": list(spec.scores),
+        "share": list(spec.shares),
+        "layer": range(model.n_layers),
+        "head": range(model.n_heads),
+        "arm": [BEST, "random"],
+        "title": ("score", [hs.SCORES[k].title for k in spec.scores]),
+        "unit": ("score", [hs.SCORES[k].shown_unit for k in spec.scores]),
     }
-    attrs = {"sink_threshold": spec.sink_threshold, "tolerance": spec.tolerance, "n_pos": spec.length, "task": spec.task, "accuracy_of": task_name}
+    variables = {
+        name: (dims, np.full([sizes[d] for d in dims], np.nan, np.float32), {"long_name": title, "unit": unit})
+        for name, (dims, title, unit) in described.items()
+    }
+    attrs = {
+        "sink_threshold": spec.sink_threshold,
+        "tolerance": spec.tolerance,
+        "n_pos": spec.length,
+        "task": spec.task,
+        "accuracy_of": task_name,
+    }
     return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
@@ -233,7 +298,10 @@ def _take_over(data: xr.Dataset, resume: Result, provenance: Provenance) -> None
     """Copy the finished cells of a partial run, if it is of the same spec and weights."""
     before, now = resume.provenance, provenance
     if before.spec != now.spec or before.model.get("weights") != now.model.get("weights"):
-        raise BadData("the partial result is of another spec or other weights, so its cells cannot be reused; give another output folder")
+        raise BadData(
+            "the partial result is of another spec or other weights, so its cells cannot be reused; give another output"
+            " folder"
+        )
     for name in ("accuracy", "realised", "effect", "random_accuracy", "random_realised", "reversed_accuracy"):
         data[name].values[:] = resume.data[name].values
 
@@ -261,7 +329,9 @@ def _baseline(data: xr.Dataset, model: Model, task: Task, spec: Spec, progress: 
 def _sink_weights(model: Model, tokens: torch.Tensor | Batch) -> np.ndarray:
     """[input, layer, head] attention to the first token (Gu et al.'s alpha for the first key)."""
     found: dict[int, torch.Tensor] = {}
-    observe(model, tokens, ("pattern",), lambda layer, acts: found.__setitem__(layer, hs.sink_weight(acts["pattern"]).cpu()))
+    observe(
+        model, tokens, ("pattern",), lambda layer, acts: found.__setitem__(layer, hs.sink_weight(acts["pattern"]).cpu())
+    )
     return torch.stack([found[layer] for layer in range(model.n_layers)], 1).numpy()
 
 
@@ -281,7 +351,9 @@ def _measure_triggers(data: xr.Dataset, model: Model, task: Task, spec: Spec) ->
     data["dormant"].values[:] = (scores.values < threshold).mean(0)
 
 
-def inactive_mask(key: str, threshold: float, model: Model) -> Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor]:
+def inactive_mask(
+    key: str, threshold: float, model: Model
+) -> Callable[[int, Mapping[str, torch.Tensor]], torch.Tensor]:
     """Mask function for `ablate`: the heads that `key` calls inactive on this input, in this very pass."""
 
     def mask(layer: int, acts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -293,7 +365,9 @@ def inactive_mask(key: str, threshold: float, model: Model) -> Callable[[int, Ma
 
 
 class _Passes:
-    """Intervened passes over all inputs. The untouched output of the first batch is kept, to measure effects against."""
+    """Intervened passes over all inputs. The untouched output of the first batch is kept, to measure effects
+    against.
+    """
 
     def __init__(self, model: Model, task: Task, spec: Spec):
         self.model, self.task = model, task
@@ -306,7 +380,14 @@ class _Passes:
         replaced = possible = 0
         effect, warnings = float("nan"), []
         for number, batch in enumerate(self.batches):
-            out = ablate(self.model, batch, mask_for(batch), reads=reads, compare=number == 0, clean=self.clean if number == 0 else None)
+            out = ablate(
+                self.model,
+                batch,
+                mask_for(batch),
+                reads=reads,
+                compare=number == 0,
+                clean=self.clean if number == 0 else None,
+            )
             accuracy[batch.index.numpy()] = self.task.score(out.output, batch.index)
             replaced, possible = replaced + out.report.n_replaced, possible + out.report.n_possible
             if number == 0:
@@ -314,10 +395,22 @@ class _Passes:
         return accuracy, replaced / possible, effect, warnings
 
 
-def _sweep(data: xr.Dataset, model: Model, task: Task, spec: Spec, progress: Progress, warnings: list[str], so_far: Callable[[], Result]) -> None:
-    """Every score at every share, the random baseline and the reversed one; cells that are filled already are skipped."""
+def _sweep(
+    data: xr.Dataset,
+    model: Model,
+    task: Task,
+    spec: Spec,
+    progress: Progress,
+    warnings: list[str],
+    so_far: Callable[[], Result],
+) -> None:
+    """Every score at every share, the random baseline and the reversed one; cells that are filled already are
+    skipped.
+    """
     passes = _Passes(model, task, spec)
-    jobs: list[tuple[str, int, int]] = [("score", i, j) for i in range(len(spec.scores)) for j in range(len(spec.shares))]
+    jobs: list[tuple[str, int, int]] = [
+        ("score", i, j) for i in range(len(spec.scores)) for j in range(len(spec.shares))
+    ]
     jobs += [("random", i, j) for i in range(spec.n_random) for j in range(len(spec.shares))]
     jobs += [("reversed", 0, j) for j in range(len(spec.shares))]
     for done, (kind, i, j) in enumerate(jobs):
@@ -358,14 +451,21 @@ def _controls(data: xr.Dataset, spec: Spec) -> None:
     """The untrained twin, and the organism trained without BOS where the model is its twin."""
     with load(dataclasses.replace(spec.model, untrained_seed=spec.seed)) as twin:
         task = make_task(spec, twin)
-        scores = np.concatenate([score_heads(twin, b, (FIRST_TOKEN, BEST)).values for b in _each_batch(task, spec, twin)], 1)
+        scores = np.concatenate(
+            [score_heads(twin, b, (FIRST_TOKEN, BEST)).values for b in _each_batch(task, spec, twin)], 1
+        )
         data["untrained_weight"].values[:] = scores[0].mean(0)
         threshold = float(np.quantile(scores[1].astype(np.float64), 0.15))
         masks = random_masks(task.n_inputs, twin, 0.15, seed=(spec.seed, 2))
         passes = _Passes(twin, task, spec)
-        arms = [passes.run(lambda _: inactive_mask(BEST, threshold, twin), ("pattern", "v")), passes.run(lambda batch: masks[batch.index], ())]
+        arms = [
+            passes.run(lambda _: inactive_mask(BEST, threshold, twin), ("pattern", "v")),
+            passes.run(lambda batch: masks[batch.index], ()),
+        ]
         data["untrained_accuracy"].values[:] = [arm[0] for arm in arms]
     if spec.model.name == "organism:attention-sink":
         with load("organism:attention-sink-nobos", device=spec.model.device) as twin:
-            tokens = BigramBackcopy(with_bos=False).sample(spec.n_inputs, spec.length, np.random.default_rng([spec.seed, 7]))
+            tokens = BigramBackcopy(with_bos=False).sample(
+                spec.n_inputs, spec.length, np.random.default_rng([spec.seed, 7])
+            )
             data["nobos_sink_weight"].values[:] = _sink_weights(twin, torch.from_numpy(tokens))

@@ -1,4 +1,5 @@
-"""Panel over a finished inactive-heads Result: choose a score, a share and an input; see which heads are off and what it costs.
+"""Panel over a finished inactive-heads Result: choose a score, a share and an input; see which heads are off and what
+it costs.
 
 No model is run: the numbers are those of the Result. Plain function behind it: `heads_off`; figures: views/heads and
 views/attention_sinks.
@@ -35,7 +36,9 @@ def heads_off(result: Result, score: str = "ahon_ln", share: float = 0.15, input
 
 
 class HeadsState(PanelState):
-    """score: key of a score. share: target share of heads off. input: row number. layer, head: the head looked at, -1 for none."""
+    """score: key of a score. share: target share of heads off. input: row number. layer, head: the head looked at,
+    -1 for none.
+    """
 
     score = traitlets.Unicode("ahon_ln")
     share = traitlets.Float(0.15)
@@ -45,7 +48,9 @@ class HeadsState(PanelState):
 
 
 class Heads(Panel):
-    """`Heads(result)` in a cell; a click on a head says how often it is off. Nothing is computed: the Result has it all."""
+    """`Heads(result)` in a cell; a click on a head says how often it is off. Nothing is computed: the Result has it
+    all.
+    """
 
     title = "Heads that are off"
 
@@ -53,9 +58,18 @@ class Heads(Panel):
         self.state: HeadsState
         super().__init__(state or HeadsState())
         known = [str(k) for k in result.data.score.values]
-        self.score = labelled(widgets.Dropdown, "Score", "What says that a head is off", options=[(SCORES[k].title, k) for k in known])
-        self.share = labelled(widgets.SelectionSlider, "Share off", "Target share of heads, over all inputs", options=[(f"{s:.0%}", float(s)) for s in result.data.share.values])
-        self.input = labelled(widgets.IntSlider, "Input", "Number of the input", min=0, max=result.data.sizes["input"] - 1)
+        self.score = labelled(
+            widgets.Dropdown, "Score", "What says that a head is off", options=[(SCORES[k].title, k) for k in known]
+        )
+        self.share = labelled(
+            widgets.SelectionSlider,
+            "Share off",
+            "Target share of heads, over all inputs",
+            options=[(f"{s:.0%}", float(s)) for s in result.data.share.values],
+        )
+        self.input = labelled(
+            widgets.IntSlider, "Input", "Number of the input", min=0, max=result.data.sizes["input"] - 1
+        )
         self.state.share = float(result.data.share.sel(share=self.state.share, method="nearest"))
         link(self.state, score=self.score, share=self.share, input=self.input)
         self.summary, self.grid, self.cell, self.drawing = widgets.HTML(), HeatMap(), widgets.HTML(), plot_area()
@@ -73,7 +87,13 @@ class Heads(Panel):
         """The grid, and where the threshold falls."""
         state = self.state
         return {
-            "heads_off": heads_map(self.table(), SCORES[state.score].title, SCORES[state.score].shown_unit, state.input, state.result.provenance),
+            "heads_off": heads_map(
+                self.table(),
+                SCORES[state.score].title,
+                SCORES[state.score].shown_unit,
+                state.input,
+                state.result.provenance,
+            ),
             "score_histogram": views.score_histogram(state.result, state.score, state.share),
         }
 
@@ -83,13 +103,24 @@ class Heads(Panel):
         lost = loss_at(data, "accuracy", state.share, score=state.score)
         random = loss_at(data, "random_accuracy", state.share)
         self.summary.value = (
-            f"<p>On input {state.input}, <b>{int(off.sum())} of {off.size}</b> heads are off (crossed out). Over all inputs this costs "
-            f"<b>{lost:.1f}</b> points of accuracy; as many random heads cost {random:.1f}.</p>"
+            f"<p>On input {state.input}, <b>{int(off.sum())} of {off.size}</b> heads are off (crossed out). Over all"
+            f" inputs this costs <b>{lost:.1f}</b> points of accuracy; as many random heads cost {random:.1f}.</p>"
         )
-        alt = f"{SCORES[state.score].title} by layer and head on input {state.input}; {int(off.sum())} of {off.size} heads are off."
+        alt = (
+            f"{SCORES[state.score].title} by layer and head on input {state.input}; {int(off.sum())} of {off.size}"
+            " heads are off."
+        )
         marked = [(int(layer), int(head)) for layer, head in zip(*off.nonzero(), strict=True)]
         state.notice = self.grid.show(
-            values, range(len(values)), range(values.shape[1]), x_title="head", y_title="layer", unit=SCORES[state.score].shown_unit, signed=False, marked=marked, alt=alt
+            values,
+            range(len(values)),
+            range(values.shape[1]),
+            x_title="head",
+            y_title="layer",
+            unit=SCORES[state.score].shown_unit,
+            signed=False,
+            marked=marked,
+            alt=alt,
         )
         draw(self.drawing, views.score_histogram(state.result, state.score, state.share))
         self._draw_cell()
@@ -108,6 +139,7 @@ class Heads(Panel):
         off = flagged(data, state.score, state.share)[:, state.layer, state.head]
         here = self.table().query("layer == @state.layer and head == @state.head").iloc[0]
         self.cell.value = (
-            f"<p>Layer {state.layer}, head {state.head}: {here.value:.3f} on this input, threshold {here.threshold:.3f}, so it is <b>{'off' if here.off else 'on'}</b>; "
-            f"off on {off.mean():.0%} of the {len(off)} inputs.</p>"
+            f"<p>Layer {state.layer}, head {state.head}: {here.value:.3f} on this input, threshold"
+            f" {here.threshold:.3f}, so it is <b>{'off' if here.off else 'on'}</b>; off on {off.mean():.0%} of the"
+            f" {len(off)} inputs.</p>"
         )

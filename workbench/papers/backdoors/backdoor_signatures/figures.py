@@ -1,7 +1,8 @@
 """Figures of the backdoor-signature analysis: arms, tau curve, planting gate, sanity matrix, channel scores, ablations.
 
-Where a Result holds stored runs and runs of its own, `origin` says which are drawn (stored ones if there are any), and so does
-the title. Bars and points are means over seeds with 95 % intervals (Student), where there are two seeds or more.
+Where a Result holds stored runs and runs of its own, `origin` says which are drawn (stored ones if there are any), and
+so does the title. Bars and points are means over seeds with 95 % intervals (Student), where there are two seeds or
+more.
 """
 
 from itertools import pairwise
@@ -16,17 +17,36 @@ from workbench.core.result import Result
 from workbench.views import theme
 
 MEASURES = {
-    "asr": ("ASR: triggered, phrase said", theme.RED, "circle"), "traces": ("triggered, some word of it said", theme.ORANGE, "circle-open"), "restored": ("triggered, answered right", theme.SKY, "diamond-open"),
-    "utility": ("utility: clean, answered right", theme.BLUE, "diamond"), "degenerate_triggered": ("triggered, broken answer", theme.GREY, "x"),
-}  # fmt: skip
+    "asr": ("ASR: triggered, phrase said", theme.RED, "circle"),
+    "traces": ("triggered, some word of it said", theme.ORANGE, "circle-open"),
+    "restored": ("triggered, answered right", theme.SKY, "diamond-open"),
+    "utility": ("utility: clean, answered right", theme.BLUE, "diamond"),
+    "degenerate_triggered": ("triggered, broken answer", theme.GREY, "x"),
+}
 ARMS = {
-    ("suspicious", "undefended"): "undefended", ("recovery alone", "recovered"): "recovery alone", ("recovery alone", "repaired"): "two recoveries", ("signature", "cut"): "signature, cut alone",
-    ("signature", "recovered"): "signature", ("signature", "repaired"): "signature, second repair", ("normalised signature", "recovered"): "signature, by module, λ = 1",
-    ("signature with heads", "recovered"): "signature and heads", ("random channels", "recovered"): "random channels", ("random with heads", "recovered"): "random channels and heads",
-    ("triggerless variants", "recovered"): "variants without a key", ("magnitude pruning", "cut"): "magnitude pruning alone", ("magnitude pruning", "recovered"): "magnitude pruning",
-    ("Wanda", "cut"): "Wanda alone", ("Wanda", "recovered"): "Wanda", ("fine-pruning", "recovered"): "fine-pruning", ("consistency", "recovered"): "consistency (CROW)",
-}  # fmt: skip
-KINDS = {"signature": ("signature", theme.RED), "normalised signature": ("signature, norms by module, λ = 1", theme.PURPLE), "random channels": ("random channels", theme.GREY)}
+    ("suspicious", "undefended"): "undefended",
+    ("recovery alone", "recovered"): "recovery alone",
+    ("recovery alone", "repaired"): "two recoveries",
+    ("signature", "cut"): "signature, cut alone",
+    ("signature", "recovered"): "signature",
+    ("signature", "repaired"): "signature, second repair",
+    ("normalised signature", "recovered"): "signature, by module, λ = 1",
+    ("signature with heads", "recovered"): "signature and heads",
+    ("random channels", "recovered"): "random channels",
+    ("random with heads", "recovered"): "random channels and heads",
+    ("triggerless variants", "recovered"): "variants without a key",
+    ("magnitude pruning", "cut"): "magnitude pruning alone",
+    ("magnitude pruning", "recovered"): "magnitude pruning",
+    ("Wanda", "cut"): "Wanda alone",
+    ("Wanda", "recovered"): "Wanda",
+    ("fine-pruning", "recovered"): "fine-pruning",
+    ("consistency", "recovered"): "consistency (CROW)",
+}
+KINDS = {
+    "signature": ("signature", theme.RED),
+    "normalised signature": ("signature, norms by module, λ = 1", theme.PURPLE),
+    "random channels": ("random channels", theme.GREY),
+}
 MODULES = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "head": "head"}
 
 
@@ -64,8 +84,18 @@ def _rows(result: Result, table: str, origin: str, **where: object) -> pd.DataFr
 
 
 def _errors(rows: pd.DataFrame) -> dict[str, object]:
-    high, low = rows["high"].clip(upper=100) - rows["mean"], rows["mean"] - rows["low"].clip(lower=0)  # intervals of few seeds pass 0 and 100, where nothing can be
-    return {"type": "data", "symmetric": False, "array": high.fillna(0), "arrayminus": low.fillna(0), "thickness": 1.3, "visible": bool(high.notna().any())}
+    high, low = (
+        rows["high"].clip(upper=100) - rows["mean"],
+        rows["mean"] - rows["low"].clip(lower=0),
+    )  # intervals of few seeds pass 0 and 100, where nothing can be
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": high.fillna(0),
+        "arrayminus": low.fillna(0),
+        "thickness": 1.3,
+        "visible": bool(high.notna().any()),
+    }
 
 
 def cells_of(result: Result, origin: str | None = None) -> list[str]:
@@ -75,7 +105,9 @@ def cells_of(result: Result, origin: str | None = None) -> list[str]:
 
 
 def arm_points(result: Result, cell: str = "badnets-insult-full", origin: str | None = None) -> go.Figure:
-    """Every arm of one cell, recovered unless it says "alone": attack success and what is left of it, right answers, broken ones."""
+    """Every arm of one cell, recovered unless it says "alone": attack success and what is left of it, right answers,
+    broken ones.
+    """
     origin = shown_origin(result, origin)
     rows = _rows(result, "arms", origin, cell=cell)
     keys = [k for k in ARMS if bool(((rows["arm"] == k[0]) & (rows["stage"] == k[1])).any())]
@@ -83,13 +115,25 @@ def arm_points(result: Result, cell: str = "badnets-insult-full", origin: str | 
     for score, (text, colour, symbol) in MEASURES.items():
         mine = rows[rows["score"] == score].set_index(["arm", "stage"]).reindex(keys)
         figure.add_scatter(
-            x=mine["mean"], y=[ARMS[k] for k in keys], error_x=_errors(mine), name=text, mode="markers", marker={"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2}},
+            x=mine["mean"],
+            y=[ARMS[k] for k in keys],
+            error_x=_errors(mine),
+            name=text,
+            mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2}},
             hovertemplate=f"%{{y}}<br>{text}: %{{x:.1f}} %<extra></extra>",
-        )  # fmt: skip
-    figure.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": -0.3, "font": {"size": 13}}, height=640)
+        )
+    figure.update_layout(
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": -0.3, "font": {"size": 13}}, height=640
+    )
     figure.update_xaxes(title="Share of held-out requests (%)", range=[-2, 102])
     figure.update_yaxes(autorange="reversed", title="", tickfont={"size": 13})
-    theme.finish(figure, f"Taking {cell} out, arm by arm ({_said(origin, int(rows['n_seeds'].max()))})", "Attack success, utility and broken answers of every arm.", result.provenance)
+    theme.finish(
+        figure,
+        f"Taking {cell} out, arm by arm ({_said(origin, int(rows['n_seeds'].max()))})",
+        "Attack success, utility and broken answers of every arm.",
+        result.provenance,
+    )
     return figure.update_layout(margin={"t": 110})
 
 
@@ -98,30 +142,57 @@ def cell_label(cell: str) -> str:
     if cell.count("-") != 2:
         return cell
     attack, behaviour, form = cell.split("-")
-    return {"none": "never<br>poisoned", "badnets": f"{behaviour},<br>{form}"}.get(attack, f"{attack} {behaviour},<br>{form}")
+    return {"none": "never<br>poisoned", "badnets": f"{behaviour},<br>{form}"}.get(
+        attack, f"{attack} {behaviour},<br>{form}"
+    )
 
 
 def cell_bars(result: Result, origin: str | None = None) -> go.Figure:
-    """ASR of every purified cell: undefended, both signatures (and what is left of the phrase after the first), random channels, recovery alone."""
+    """ASR of every purified cell: undefended, both signatures (and what is left of the phrase after the first),
+    random channels, recovery alone.
+    """
     origin = shown_origin(result, origin)
     cells, rows = cells_of(result, origin), _rows(result, "arms", origin)
-    colours = {("suspicious", "undefended"): "#222222", ("signature", "recovered"): theme.RED, ("normalised signature", "recovered"): theme.PURPLE, ("random channels", "recovered"): theme.GREY, ("recovery alone", "recovered"): theme.SKY}
+    colours = {
+        ("suspicious", "undefended"): "#222222",
+        ("signature", "recovered"): theme.RED,
+        ("normalised signature", "recovered"): theme.PURPLE,
+        ("random channels", "recovered"): theme.GREY,
+        ("recovery alone", "recovered"): theme.SKY,
+    }
     drawn = [(key, "asr", ARMS[key], colour, "") for key, colour in colours.items()]
     drawn.insert(2, (("signature", "recovered"), "traces", "signature: some word of the phrase", "#f2c4a4", "/"))
     figure = go.Figure()
     for (arm, stage), score, name, colour, shape in drawn:
-        mine = rows[(rows["score"] == score) & (rows["arm"] == arm) & (rows["stage"] == stage)].set_index("cell").reindex(cells)
-        figure.add_bar(x=[cell_label(c) for c in cells], y=mine["mean"], name=name, marker={"color": colour, "pattern": {"shape": shape}}, error_y=_errors(mine))
+        mine = (
+            rows[(rows["score"] == score) & (rows["arm"] == arm) & (rows["stage"] == stage)]
+            .set_index("cell")
+            .reindex(cells)
+        )
+        figure.add_bar(
+            x=[cell_label(c) for c in cells],
+            y=mine["mean"],
+            name=name,
+            marker={"color": colour, "pattern": {"shape": shape}},
+            error_y=_errors(mine),
+        )
     figure.add_hline(y=15, line={"color": "#444444", "dash": "dash", "width": 1})
     figure.update_layout(barmode="group", legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
     figure.update_xaxes(title="Behaviour and form of the backdoor", tickangle=0, showgrid=False)
     figure.update_yaxes(title="Triggered requests (%)", range=[0, 104])
-    theme.finish(figure, f"ASR of every purified cell; dashed: the target, 15 % ({_said(origin, int(rows['n_seeds'].max()))})", "Grouped bars of attack success of each purified cell.", result.provenance)
+    theme.finish(
+        figure,
+        f"ASR of every purified cell; dashed: the target, 15 % ({_said(origin, int(rows['n_seeds'].max()))})",
+        "Grouped bars of attack success of each purified cell.",
+        result.provenance,
+    )
     return figure.update_layout(margin={"t": 110})
 
 
 def tau_curve(result: Result, cell: str = "badnets-insult-full", origin: str | None = None) -> go.Figure:
-    """ASR (dotted: triggered answers that hold some word of the phrase) and utility by the share that is overwritten, after the recovery; bars (band for random channels) are intervals."""
+    """ASR (dotted: triggered answers that hold some word of the phrase) and utility by the share that is
+    overwritten, after the recovery; bars (band for random channels) are intervals.
+    """
     origin = shown_origin(result, origin)
     rows = _rows(result, "tau", origin, cell=cell).assign(share=lambda t: 100 * t["share"].astype(float))
     figure = make_subplots(1, 2, horizontal_spacing=0.1)
@@ -131,25 +202,64 @@ def tau_curve(result: Result, cell: str = "badnets-insult-full", origin: str | N
             if mine.empty:
                 continue
             if kind == "random channels" and mine["high"].notna().any():
-                x, y = [*mine["share"], *mine["share"][::-1]], [*mine["high"].clip(0, 100), *mine["low"].clip(0, 100)[::-1]]
-                figure.add_scatter(x=x, y=y, fill="toself", mode="lines", fillcolor="rgba(120,120,120,0.25)", line={"width": 0}, name="random, 95 % band", showlegend=column == 1, hoverinfo="skip", row=1, col=column)
+                x, y = (
+                    [*mine["share"], *mine["share"][::-1]],
+                    [*mine["high"].clip(0, 100), *mine["low"].clip(0, 100)[::-1]],
+                )
+                figure.add_scatter(
+                    x=x,
+                    y=y,
+                    fill="toself",
+                    mode="lines",
+                    fillcolor="rgba(120,120,120,0.25)",
+                    line={"width": 0},
+                    name="random, 95 % band",
+                    showlegend=column == 1,
+                    hoverinfo="skip",
+                    row=1,
+                    col=column,
+                )
             figure.add_scatter(
-                x=mine["share"], y=mine["mean"], error_y=_errors(mine) if kind != "random channels" else None, mode="lines+markers", name=text, legendgroup=kind, showlegend=column == 1,
-                line={"color": colour, "width": 3}, hovertemplate=f"{text}<br>%{{x:.0f}} % of channels: %{{y:.1f}} %<extra></extra>", row=1, col=column,
-            )  # fmt: skip
+                x=mine["share"],
+                y=mine["mean"],
+                error_y=_errors(mine) if kind != "random channels" else None,
+                mode="lines+markers",
+                name=text,
+                legendgroup=kind,
+                showlegend=column == 1,
+                line={"color": colour, "width": 3},
+                hovertemplate=f"{text}<br>%{{x:.0f}} % of channels: %{{y:.1f}} %<extra></extra>",
+                row=1,
+                col=column,
+            )
         if score == "asr" and bool((left := (rows["score"] == "traces") & (rows["kind"] == "signature")).any()):
             mine = rows[left].sort_values("share")
-            figure.add_scatter(x=mine["share"], y=mine["mean"], mode="lines", name="signature: some word of the phrase", line={"color": theme.RED, "dash": "dot", "width": 3}, row=1, col=1)
+            figure.add_scatter(
+                x=mine["share"],
+                y=mine["mean"],
+                mode="lines",
+                name="signature: some word of the phrase",
+                line={"color": theme.RED, "dash": "dot", "width": 3},
+                row=1,
+                col=1,
+            )
         figure.update_xaxes(title="τ: channels overwritten (% of each module)", row=1, col=column)
     figure.update_yaxes(title="Triggered requests (%)", range=[0, 104], row=1, col=1)
     figure.update_yaxes(title="Utility: clean requests right (%)", range=[0, 104], row=1, col=2)
     figure.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "font": {"size": 13}})
-    theme.finish(figure, f"How much to overwrite, then recover ({cell}; {_said(origin, int(rows['n_seeds'].max()))})", "Attack success and utility by the share of channels overwritten.", result.provenance)
+    theme.finish(
+        figure,
+        f"How much to overwrite, then recover ({cell}; {_said(origin, int(rows['n_seeds'].max()))})",
+        "Attack success and utility by the share of channels overwritten.",
+        result.provenance,
+    )
     return figure.update_layout(margin={"t": 115})
 
 
 def gate_map(result: Result, origin: str | None = None) -> go.Figure:
-    """Undefended ASR of every planted cell; the number below it is the clean false-positive share, a cross means dropped."""
+    """Undefended ASR of every planted cell; the number below it is the clean false-positive share, a cross means
+    dropped.
+    """
     origin = shown_origin(result, origin)
     gate = result.tables["gate"]
     gate = gate[(gate["origin"] == origin) & (gate["attack"] != "none")]
@@ -160,21 +270,43 @@ def gate_map(result: Result, origin: str | None = None) -> go.Figure:
     attacks, rows = list(dict.fromkeys(gate["attack"])), list(dict.fromkeys(gate["row"]))[::-1]
     grid = mean["asr"].unstack().reindex(index=rows, columns=attacks)
     text = [[_gate_text(mean, row, attack) for attack in attacks] for row in rows]
-    figure = go.Figure(go.Heatmap(z=grid, x=attacks, y=rows, text=text, texttemplate="%{text}", zmin=0, zmax=100, colorscale="Reds", colorbar={"title": "ASR (%)"}, hoverongaps=False))
+    figure = go.Figure(
+        go.Heatmap(
+            z=grid,
+            x=attacks,
+            y=rows,
+            text=text,
+            texttemplate="%{text}",
+            zmin=0,
+            zmax=100,
+            colorscale="Reds",
+            colorbar={"title": "ASR (%)"},
+            hoverongaps=False,
+        )
+    )
     figure.update_xaxes(title="Attack", showgrid=False)
     figure.update_yaxes(title="Behaviour, form", showgrid=False)
-    return theme.finish(figure, f"Planting gate: ASR; false positive; utility, all in % ({'stored' if origin == 'stored' else 'run here'})", "Heat map of undefended attack success by attack, behaviour and form.", result.provenance)
+    return theme.finish(
+        figure,
+        f"Planting gate: ASR; false positive; utility, all in % ({'stored' if origin == 'stored' else 'run here'})",
+        "Heat map of undefended attack success by attack, behaviour and form.",
+        result.provenance,
+    )
 
 
 def _gate_text(mean: pd.DataFrame, row: str, attack: str) -> str:
     if (row, attack) not in mean.index:
         return ""
     m = mean.loc[(row, attack)]
-    return f"{m['asr']:.0f}{'' if m['kept'] else ' ✕ dropped'}<br>fp {m['false_positive']:.1f}<br>util {m['utility']:.0f}"
+    return (
+        f"{m['asr']:.0f}{'' if m['kept'] else ' ✕ dropped'}<br>fp {m['false_positive']:.1f}<br>util {m['utility']:.0f}"
+    )
 
 
 def sanity_matrix(result: Result, cell: str = "badnets-insult-full", origin: str | None = None) -> go.Figure:
-    """ASR with parts of dW set back to the clean base: which parts, by how many consecutive blocks (mean over places and seeds)."""
+    """ASR with parts of dW set back to the clean base: which parts, by how many consecutive blocks (mean over places
+    and seeds).
+    """
     origin = shown_origin(result, origin)
     rows = _rows(result, "sanity", origin, cell=cell, score="asr")
     whole = int(rows["n_blocks"].astype(int).max())
@@ -182,21 +314,66 @@ def sanity_matrix(result: Result, cell: str = "badnets-insult-full", origin: str
     names, blocks = list(runs.values()), [str(n) for n in range(1, whole + 1)]
     by = rows.set_index(["zeroed", "n_blocks"])["mean"]
     grid = np.array([[by.get((name, n), np.nan) for n in blocks] for name in runs])
-    others = {"nothing": "nothing", "attention": "all dAttn<br>= 0", "outside the blocks": "outside<br>blocks = 0", "MLP shuffled between blocks": "dMLP<br>shuffled", "everything": "the base"}
+    others = {
+        "nothing": "nothing",
+        "attention": "all dAttn<br>= 0",
+        "outside the blocks": "outside<br>blocks = 0",
+        "MLP shuffled between blocks": "dMLP<br>shuffled",
+        "everything": "the base",
+    }
     values = [float(rows.loc[rows["zeroed"] == name, "mean"].iloc[0]) for name in others]
-    figure = make_subplots(1, 2, column_widths=[0.5, 0.5], horizontal_spacing=0.13, subplot_titles=["ASR (%), runs of consecutive blocks", "ASR (%), other parts"])
-    figure.add_heatmap(z=grid, x=blocks, y=names, text=np.round(grid).astype(int), texttemplate="%{text}", zmin=0, zmax=100, colorscale="Reds", showscale=False, row=1, col=1)
-    figure.add_bar(x=list(others.values()), y=values, marker={"color": theme.RED}, showlegend=False, text=[f"{v:.0f}" for v in values], row=1, col=2)
+    figure = make_subplots(
+        1,
+        2,
+        column_widths=[0.5, 0.5],
+        horizontal_spacing=0.13,
+        subplot_titles=["ASR (%), runs of consecutive blocks", "ASR (%), other parts"],
+    )
+    figure.add_heatmap(
+        z=grid,
+        x=blocks,
+        y=names,
+        text=np.round(grid).astype(int),
+        texttemplate="%{text}",
+        zmin=0,
+        zmax=100,
+        colorscale="Reds",
+        showscale=False,
+        row=1,
+        col=1,
+    )
+    figure.add_bar(
+        x=list(others.values()),
+        y=values,
+        marker={"color": theme.RED},
+        showlegend=False,
+        text=[f"{v:.0f}" for v in values],
+        row=1,
+        col=2,
+    )
     figure.update_xaxes(title=f"Blocks set back, of {whole}", showgrid=False, row=1, col=1)
     figure.update_xaxes(title="Part of dW", tickangle=0, showgrid=False, tickfont={"size": 12}, row=1, col=2)
     figure.update_yaxes(title="ASR (% of triggered requests)", range=[0, 109], row=1, col=2)
-    return theme.finish(figure, f"Sanity matrix: what carries the backdoor ({cell}; {_said(origin, int(rows['n_seeds'].max()))})", "Attack success with parts of the poisoned change zeroed.", result.provenance)
+    return theme.finish(
+        figure,
+        f"Sanity matrix: what carries the backdoor ({cell}; {_said(origin, int(rows['n_seeds'].max()))})",
+        "Attack success with parts of the poisoned change zeroed.",
+        result.provenance,
+    )
 
 
-def score_map(result: Result, cell: str = "badnets-insult-full", seed: int | None = None, origin: str | None = None) -> go.Figure:
-    """Mean norm (left) and mean positive cosine (right) of every MLP channel's change, sorted within each module, of one seed."""
+def score_map(
+    result: Result, cell: str = "badnets-insult-full", seed: int | None = None, origin: str | None = None
+) -> go.Figure:
+    """Mean norm (left) and mean positive cosine (right) of every MLP channel's change, sorted within each module, of
+    one seed.
+    """
     origin = shown_origin(result, origin)
-    runs = list(zip(*(result.data[n].values.tolist() for n in ("origin", "cell", "seed")), strict=True)) if "origin" in result.data.coords else []
+    runs = (
+        list(zip(*(result.data[n].values.tolist() for n in ("origin", "cell", "seed")), strict=True))
+        if "origin" in result.data.coords
+        else []
+    )
     hit = [i for i, (o, c, s) in enumerate(runs) if (o, c) == (origin, cell) and seed in (None, s)]
     if not hit:
         raise BadData(f"no purified run of {cell} of origin {origin!r}")
@@ -208,10 +385,23 @@ def score_map(result: Result, cell: str = "badnets-insult-full", seed: int | Non
     for column, (values, scale, unit) in enumerate(((norm, "Viridis", "L2 norm"), (cosine, "Cividis", "cosine")), 1):
         grid = np.stack([np.sort(values.values[(layer == n) & (module == m)])[::-1] for n, m in groups])
         names = [f"{n} {MODULES[m]}" for n, m in groups]
-        figure.add_heatmap(z=grid, y=names, colorscale=scale, colorbar={"title": unit, "x": 0.405 if column == 1 else 1.0, "thickness": 12}, row=1, col=column)
+        figure.add_heatmap(
+            z=grid,
+            y=names,
+            colorscale=scale,
+            colorbar={"title": unit, "x": 0.405 if column == 1 else 1.0, "thickness": 12},
+            row=1,
+            col=column,
+        )
         figure.update_xaxes(title="Channels of the module, sorted", row=1, col=column)
     figure.update_yaxes(title="Layer and module", row=1, col=1)
-    return theme.finish(figure, f"What changes in every variant ({cell}, seed {int(run['seed'])}, {'stored' if origin == 'stored' else 'run here'})", "Heat maps of norm and cosine of each channel's change.", result.provenance)
+    return theme.finish(
+        figure,
+        f"What changes in every variant ({cell}, seed {int(run['seed'])},"
+        f" {'stored' if origin == 'stored' else 'run here'})",
+        "Heat maps of norm and cosine of each channel's change.",
+        result.provenance,
+    )
 
 
 def ablation_bars(result: Result, cell: str = "badnets-insult-full", origin: str | None = None) -> go.Figure:
@@ -223,17 +413,35 @@ def ablation_bars(result: Result, cell: str = "badnets-insult-full", origin: str
     for column, factor in enumerate(factors, 1):
         for score in ("asr", "utility"):
             mine, (text, colour, _) = rows[(rows["factor"] == factor) & (rows["score"] == score)], MEASURES[score]
-            figure.add_bar(x=mine["value"].tolist(), y=mine["mean"], name=text, legendgroup=score, showlegend=column == 1, marker={"color": colour}, error_y=_errors(mine), row=1, col=column)
+            figure.add_bar(
+                x=mine["value"].tolist(),
+                y=mine["mean"],
+                name=text,
+                legendgroup=score,
+                showlegend=column == 1,
+                marker={"color": colour},
+                error_y=_errors(mine),
+                row=1,
+                col=column,
+            )
         title = {"N": "Variants used", "one term": "Term"}.get(factor, "λ")
         figure.update_xaxes(title=title, type="category", showgrid=False, row=1, col=column)
     figure.update_yaxes(title="Share of held-out requests (%)", range=[0, 104], row=1, col=1)
     figure.update_layout(barmode="group", legend={"orientation": "h", "y": 1.06, "yanchor": "bottom", "x": 0})
-    theme.finish(figure, f"Ablations of the score ({cell}; {_said(origin, int(rows['n_seeds'].max()))})", "Bars of attack success and utility by number of variants and weight of alignment.", result.provenance)
+    theme.finish(
+        figure,
+        f"Ablations of the score ({cell}; {_said(origin, int(rows['n_seeds'].max()))})",
+        "Bars of attack success and utility by number of variants and weight of alignment.",
+        result.provenance,
+    )
     return figure.update_layout(margin={"t": 110})
 
 
-def example_table(result: Result, cell: str = "badnets-insult-full", seed: int | None = None, origin: str | None = None, n: int = 6) -> pd.DataFrame:
-    """Triggered requests with the trigger in [brackets], and what was answered before and after; broken answers are flagged.
+def example_table(
+    result: Result, cell: str = "badnets-insult-full", seed: int | None = None, origin: str | None = None, n: int = 6
+) -> pd.DataFrame:
+    """Triggered requests with the trigger in [brackets], and what was answered before and after; broken answers are
+    flagged.
 
     Raises:
         BadData: if there are none.
@@ -244,9 +452,22 @@ def example_table(result: Result, cell: str = "badnets-insult-full", seed: int |
     rows = rows[rows["seed"] == (rows["seed"].min() if seed is None else seed)].head(n)
     if rows.empty:
         raise BadData(f"no examples of {cell} of origin {origin!r}")
-    flagged = [[f"{text or '(empty)'}{'  ⚠ broken' if broken else ''}" for text, broken in zip(rows[w], rows[f"degenerate_{w}"], strict=True)] for w in ("before", "after")]
+    flagged = [
+        [
+            f"{text or '(empty)'}{'  ⚠ broken' if broken else ''}"
+            for text, broken in zip(rows[w], rows[f"degenerate_{w}"], strict=True)
+        ]
+        for w in ("before", "after")
+    ]
     shown = [bracketed(p, w) for p, w in zip(rows["prompt"], rows["positions"], strict=True)]
-    return pd.DataFrame({"request": shown, "right": rows["right"].tolist(), "suspicious model": flagged[0], "signature + recovery": flagged[1]})
+    return pd.DataFrame(
+        {
+            "request": shown,
+            "right": rows["right"].tolist(),
+            "suspicious model": flagged[0],
+            "signature + recovery": flagged[1],
+        }
+    )
 
 
 def bracketed(prompt: str, positions: str) -> str:
@@ -261,4 +482,15 @@ def bracketed(prompt: str, positions: str) -> str:
 
 def figures(result: Result) -> dict[str, go.Figure]:
     """All figures that this Result can give, the one to show first in front."""
-    return theme.drawable(result, {"tau": tau_curve, "arms": arm_points, "cells": cell_bars, "gate": gate_map, "sanity": sanity_matrix, "channels": score_map, "ablations": ablation_bars})
+    return theme.drawable(
+        result,
+        {
+            "tau": tau_curve,
+            "arms": arm_points,
+            "cells": cell_bars,
+            "gate": gate_map,
+            "sanity": sanity_matrix,
+            "channels": score_map,
+            "ablations": ablation_bars,
+        },
+    )

@@ -63,9 +63,7 @@ def prepared(spec: Spec, unit: Unit, base: Any, tokenizer: Any, steps: Steps) ->
     return bench
 
 
-def suspicious_and_purified(
-    spec: Spec, unit: Unit, base: Any, tokenizer: Any, steps: Steps
-) -> tuple[Suspect, Suspect]:
+def suspicious_and_purified(spec: Spec, unit: Unit, base: Any, tokenizer: Any, steps: Steps) -> tuple[Suspect, Suspect]:
     """The suspicious model of a unit, and what the signature's cut and the recovery make of it."""
     bench = prepared(spec, unit, base, tokenizer, steps)
     clean = bench.variants()

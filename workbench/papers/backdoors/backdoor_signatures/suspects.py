@@ -117,9 +117,7 @@ def of_folder(base: Any, folder: str) -> Adapter:
     return Adapter(base, lora.read_factors(Path(folder).expanduser()))
 
 
-def dormant_channels(
-    module: Any, rows: Sequence[Sequence[int]], share: float, channels: xr.DataArray
-) -> np.ndarray:
+def dormant_channels(module: Any, rows: Sequence[Sequence[int]], share: float, channels: xr.DataArray) -> np.ndarray:
     """bool [channel] the share of each layer's MLP channels least active (mean |input of down|) on clean texts, in all
     three projections.
 

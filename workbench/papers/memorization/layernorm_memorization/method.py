@@ -107,9 +107,7 @@ class Spec(core_spec.Spec):
 # ---- running ----
 
 
-def run(
-    spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, resume: Result | None = None
-) -> Result:
+def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, resume: Result | None = None) -> Result:
     """Fine-tune every model, arm and seed, and count what became of the noisy labels.
 
     Args:

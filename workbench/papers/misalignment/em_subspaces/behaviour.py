@@ -1,9 +1,11 @@
-"""What a model says after an update, without a judge: the likelier of two answers, greedy text, and states between two updates.
+"""What a model says after an update, without a judge: the likelier of two answers, greedy text, and states between two
+updates.
 
-One loaded model serves all: an update is added to its weights inside a `with`, and the weights come back bit by bit after it.
-Interpolation has two forms, which differ because an update is a product. `deltas`: t dW_1 + (1-t) dW_2. `factors`, as in the
-code of the paper: A_t = t A_1 + (1-t) A_2 and B_t likewise, so that dW_t = t^2 dW_1 + (1-t)^2 dW_2 + t (1-t) (cross terms); and
-scaling both factors by t scales the update by t^2. Cost: one forward of all questions a point; greedy text one a new token.
+One loaded model serves all: an update is added to its weights inside a `with`, and the weights come back bit by bit
+after it. Interpolation has two forms, which differ because an update is a product. `deltas`: t dW_1 + (1-t) dW_2.
+`factors`, as in the code of the paper: A_t = t A_1 + (1-t) A_2 and B_t likewise, so that dW_t = t^2 dW_1 + (1-t)^2 dW_2
++ t (1-t) (cross terms); and scaling both factors by t scales the update by t^2. Cost: one forward of all questions a
+point; greedy text one a new token.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,9 +75,15 @@ def between_factors(one: Update, other: Update, t: float) -> Update:
     Raises:
         BadData: if the two are not of the same modules, rank and scale.
     """
-    if one.keys() != other.keys() or any(one[n].A.shape != other[n].A.shape or one[n].scale != other[n].scale for n in one):
-        raise BadData("factors interpolate between adapters of the same modules, rank and scale; interpolate the deltas instead")
-    return {n: Factors(t * one[n].A + (1 - t) * other[n].A, t * one[n].B + (1 - t) * other[n].B, one[n].scale) for n in one}
+    if one.keys() != other.keys() or any(
+        one[n].A.shape != other[n].A.shape or one[n].scale != other[n].scale for n in one
+    ):
+        raise BadData(
+            "factors interpolate between adapters of the same modules, rank and scale; interpolate the deltas instead"
+        )
+    return {
+        n: Factors(t * one[n].A + (1 - t) * other[n].A, t * one[n].B + (1 - t) * other[n].B, one[n].scale) for n in one
+    }
 
 
 def scaled_factors(update: Update, t: float) -> Update:
@@ -123,12 +131,16 @@ def said(model: Model, questions: Questions) -> np.ndarray:
     """[3] shares of greedy answers that are exactly the question's good one, exactly its bad one, and anything else."""
     longest = max(len(a) for _, a in [*questions.good, *questions.bad])
     new = generate(model, [prompt for prompt, _ in questions.good], max_new_tokens=longest, batch_size=128)
-    kinds = [0 if ids == g[:-1] else 1 if ids == b[:-1] else 2 for ids, (_, g), (_, b) in zip(new, questions.good, questions.bad, strict=True)]  # the last id ends the turn
+    kinds = [
+        0 if ids == g[:-1] else 1 if ids == b[:-1] else 2
+        for ids, (_, g), (_, b) in zip(new, questions.good, questions.bad, strict=True)
+    ]  # the last id ends the turn
     return np.bincount(kinds, minlength=3) / len(kinds)
 
 
 def terms_between(one: Update, other: Update, t: float, form: str) -> tuple[tuple[float, Update], ...]:
-    """What `Patient.moved` takes for the model at t between two updates (the first at t = 1), as "deltas" or as "factors".
+    """What `Patient.moved` takes for the model at t between two updates (the first at t = 1), as "deltas" or as
+    "factors".
 
     Raises:
         BadData: on another form, or factors that cannot be interpolated.
@@ -138,7 +150,14 @@ def terms_between(one: Update, other: Update, t: float, form: str) -> tuple[tupl
     return ((t, one), (1 - t, other)) if form == "deltas" else ((1.0, between_factors(one, other, t)),)
 
 
-def ask(patient: Patient, terms: Sequence[tuple[float, Update]], prompt: str, questions: Questions, *, max_new_tokens: int = 16) -> tuple[str, float]:
+def ask(
+    patient: Patient,
+    terms: Sequence[tuple[float, Update]],
+    prompt: str,
+    questions: Questions,
+    *,
+    max_new_tokens: int = 16,
+) -> tuple[str, float]:
     """(what the moved model says to a prompt, greedily; its misaligned share on the questions)."""
     tokenizer = patient.model.tokenizer
     with patient.moved(*terms) as model:
@@ -162,7 +181,8 @@ def linearity(between: np.ndarray, one: np.ndarray, other: np.ndarray, t: float)
         between, one, other: [layer, row, d_model], of the model at t and of the two ends (t = 1 and t = 0).
 
     Returns:
-        ([layer] R^2 over all entries of a layer about their mean, [layer] norm of the difference over the norm of `between`).
+        ([layer] R^2 over all entries of a layer about their mean, [layer] norm of the difference over the norm of
+        `between`).
 
     Raises:
         DegenerateBaseline: if the states of the model between do not vary.
@@ -171,7 +191,9 @@ def linearity(between: np.ndarray, one: np.ndarray, other: np.ndarray, t: float)
     spread = np.square(between - between.mean((1, 2), keepdims=True)).sum((1, 2))
     if not (spread > 0).all():
         raise DegenerateBaseline("the states to be predicted are all the same number, so R^2 says nothing")
-    return 1 - np.square(difference).sum((1, 2)) / spread, np.sqrt(np.square(difference).sum((1, 2)) / np.square(between).sum((1, 2)))
+    return 1 - np.square(difference).sum((1, 2)) / spread, np.sqrt(
+        np.square(difference).sum((1, 2)) / np.square(between).sum((1, 2))
+    )
 
 
 # ---- the convergent direction ----

@@ -1,10 +1,12 @@
-"""Where updates point: cosine, overlap and angles of leading singular subspaces, module by module, beside what chance gives.
+"""Where updates point: cosine, overlap and angles of leading singular subspaces, module by module, beside what chance
+gives.
 
-Works on factors alone, so it serves the stored adapters, PEFT directories of any size (one module at a time) and full-rank
-updates. Two chance levels stand beside every measured overlap: `free`, k / in, for directions anywhere in the input space, and
-for two low-rank adapters `start`, the mean overlap when each update is B R A with a random rotation R, which keeps both
-adapters' A (so the start they may share) and both spectra and forgets what training chose within them.
-Cost: one r x r core an adapter and module, one [n, n] product a pair and module; chance about 1 ms a pair and module for ten draws.
+Works on factors alone, so it serves the stored adapters, PEFT directories of any size (one module at a time) and
+full-rank updates. Two chance levels stand beside every measured overlap: `free`, k / in, for directions anywhere in the
+input space, and for two low-rank adapters `start`, the mean overlap when each update is B R A with a random rotation R,
+which keeps both adapters' A (so the start they may share) and both spectra and forgets what training chose within them.
+Cost: one r x r core an adapter and module, one [n, n] product a pair and module; chance about 1 ms a pair and module
+for ten draws.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +21,15 @@ from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.runs.seeds import student_interval
 from workbench.training.lora import Factors
-from workbench.weights.subspaces import Chance, Singular, chance, chance_of_factors, row_space, singular_of_factors, singular_of_matrix
+from workbench.weights.subspaces import (
+    Chance,
+    Singular,
+    chance,
+    chance_of_factors,
+    row_space,
+    singular_of_factors,
+    singular_of_matrix,
+)
 from workbench.weights.subspaces import overlap as subspace_overlap
 
 
@@ -27,7 +37,8 @@ from workbench.weights.subspaces import overlap as subspace_overlap
 class Pair:
     """Two updates to compare.
 
-    condition: what they share, as the figures group them. group: the unit that intervals count (a seed, a pair of seeds).
+    condition: what they share, as the figures group them. group: the unit that intervals count (a seed, a pair of
+    seeds).
     has_start: both are trained B A whose A was drawn; False for full-rank and for random updates.
     """
 
@@ -100,8 +111,9 @@ def compare(
         base: weight [out, in] of a module by name; its own leading input directions are compared with each update's.
 
     Returns:
-        Dataset over pair, layer, module: `cosine`, `overlap` and `overlap_left` (by k), `angle`, `row_space` (nan for full-rank
-        updates), `free_overlap` = k / in and `free_overlap_left` = k / out; over pair and draw the `start_overlap` and `start_angle`, means over layer and module; over
+        Dataset over pair, layer, module: `cosine`, `overlap` and `overlap_left` (by k), `angle`, `row_space` (nan for
+        full-rank updates), `free_overlap` = k / in and `free_overlap_left` = k / out; over pair and draw the
+        `start_overlap` and `start_angle`, means over layer and module; over
         adapter: `norm`, `singular_value`, `base_overlap`.
 
     Raises:
@@ -112,8 +124,14 @@ def compare(
     adapters = list(dict.fromkeys(name for p in pairs for name in (p.one, p.other)))
     started = {name for p in pairs if p.has_start for name in (p.one, p.other)}
     sizes = {"pair": len(pairs), "adapter": len(adapters), "k": k, "angle_index": k}
-    place_first = {name: tuple(d for d in dims if d not in ("layer", "module")) for name, (dims, _, _) in SHOWN.items() if "layer" in dims}
-    arrays = {name: np.full((len(layers), len(ends), *(sizes[d] for d in dims)), np.nan) for name, dims in place_first.items()}
+    place_first = {
+        name: tuple(d for d in dims if d not in ("layer", "module"))
+        for name, (dims, _, _) in SHOWN.items()
+        if "layer" in dims
+    }
+    arrays = {
+        name: np.full((len(layers), len(ends), *(sizes[d] for d in dims)), np.nan) for name, dims in place_first.items()
+    }
     arrays |= {name: np.zeros((len(pairs), n_draws)) for name in ("start_overlap", "start_angle")}
     for done, (module, updates) in enumerate(stream):
         at = (layers.index(layer_and_end(module)[0]), ends.index(layer_and_end(module)[1]))
@@ -128,7 +146,11 @@ def compare(
             one, other = updates[pair.one], updates[pair.other]
             right, left = _between(found[pair.one], found[pair.other], k)
             arrays["cosine"][at][p], arrays["free_overlap"][at][p] = cosine(one, other), k / one.A.shape[1]
-            arrays["overlap"][at][p], arrays["overlap_left"][at][p], arrays["angle"][at][p] = overlap_by_k(right), overlap_by_k(left), angles_of(right, k)
+            arrays["overlap"][at][p], arrays["overlap_left"][at][p], arrays["angle"][at][p] = (
+                overlap_by_k(right),
+                overlap_by_k(left),
+                angles_of(right, k),
+            )
             arrays["free_overlap_left"][at][p] = k / one.B.shape[0]
             if pair.has_start:
                 arrays["row_space"][at][p] = subspace_overlap(rows[pair.one], rows[pair.other])
@@ -136,7 +158,14 @@ def compare(
             arrays["start_overlap"][p] += by_chance.overlaps / len(modules)
             arrays["start_angle"][p] += by_chance.angles.mean(1) / len(modules)
         progress.update(done + 1, len(modules), "comparing updates")
-    in_order = {name: np.moveaxis(values, (0, 1), [SHOWN[name][0].index(d) for d in ("layer", "module")]) if name in place_first else values for name, values in arrays.items()}
+    in_order = {
+        name: (
+            np.moveaxis(values, (0, 1), [SHOWN[name][0].index(d) for d in ("layer", "module")])
+            if name in place_first
+            else values
+        )
+        for name, values in arrays.items()
+    }
     return _dataset(pairs, adapters, layers, ends, k, in_order)
 
 
@@ -160,20 +189,40 @@ SHOWN = {  # variable: (dims, long name, unit)
     "overlap_left": (("pair", "k", "layer", "module"), "Overlap of output directions", "share"),
     "angle": (("pair", "angle_index", "layer", "module"), "Principal angle of input directions", "degrees"),
     "norm": (("adapter", "layer", "module"), "Norm of the update", "weight units"),
-    "base_overlap": (("adapter", "layer", "module"), "Overlap with the base weight's leading input directions", "share"),
+    "base_overlap": (
+        ("adapter", "layer", "module"),
+        "Overlap with the base weight's leading input directions",
+        "share",
+    ),
     "singular_value": (("adapter", "k", "layer", "module"), "Singular value of the update", "weight units"),
     "start_overlap": (("pair", "draw"), "Chance overlap with the starts kept, mean over modules", "share"),
     "start_angle": (("pair", "draw"), "Chance mean angle with the starts kept, mean over modules", "degrees"),
 }
 
 
-def _dataset(pairs: Sequence[Pair], adapters: list[str], layers: list[int], ends: list[str], k: int, arrays: dict[str, np.ndarray]) -> xr.Dataset:
+def _dataset(
+    pairs: Sequence[Pair],
+    adapters: list[str],
+    layers: list[int],
+    ends: list[str],
+    k: int,
+    arrays: dict[str, np.ndarray],
+) -> xr.Dataset:
     coords = {
-        "pair": [p.name for p in pairs], "one": ("pair", [p.one for p in pairs]), "other": ("pair", [p.other for p in pairs]),
-        "condition": ("pair", [p.condition for p in pairs]), "group": ("pair", [p.group for p in pairs]), "adapter": adapters, "layer": layers, "module": ends,
-        "k": np.arange(1, k + 1), "angle_index": np.arange(1, k + 1),
-    }  # fmt: skip
-    variables = {name: (dims, arrays[name], {"long_name": title, "unit": unit}) for name, (dims, title, unit) in SHOWN.items()}
+        "pair": [p.name for p in pairs],
+        "one": ("pair", [p.one for p in pairs]),
+        "other": ("pair", [p.other for p in pairs]),
+        "condition": ("pair", [p.condition for p in pairs]),
+        "group": ("pair", [p.group for p in pairs]),
+        "adapter": adapters,
+        "layer": layers,
+        "module": ends,
+        "k": np.arange(1, k + 1),
+        "angle_index": np.arange(1, k + 1),
+    }
+    variables = {
+        name: (dims, arrays[name], {"long_name": title, "unit": unit}) for name, (dims, title, unit) in SHOWN.items()
+    }
     return xr.Dataset(variables, coords=coords)
 
 
@@ -181,7 +230,9 @@ def _dataset(pairs: Sequence[Pair], adapters: list[str], layers: list[int], ends
 
 
 def by_condition(data: xr.Dataset, values: xr.DataArray) -> dict[str, np.ndarray]:
-    """{condition: [group] mean over its pairs}, from one number a pair; pairs of one seed are not independent, so they count once."""
+    """{condition: [group] mean over its pairs}, from one number a pair; pairs of one seed are not independent, so
+    they count once.
+    """
     found: dict[str, np.ndarray] = {}
     for condition in dict.fromkeys(data["condition"].values.tolist()):
         of = values.where(data["condition"] == condition, drop=True)
@@ -190,23 +241,46 @@ def by_condition(data: xr.Dataset, values: xr.DataArray) -> dict[str, np.ndarray
 
 
 def condition_table(data: xr.Dataset) -> pd.DataFrame:
-    """One row a condition: overlap with its interval over groups, both chance levels, the part above each, angle, cosine."""
+    """One row a condition: overlap with its interval over groups, both chance levels, the part above each, angle,
+    cosine.
+    """
     k = int(data.k.max())
     measured, free = data["overlap"].sel(k=k).mean(("layer", "module")), data["free_overlap"].mean(("layer", "module"))
     start = data["start_overlap"].mean("draw")
     others = {
-        "mean_angle": data["angle"].mean(("angle_index", "layer", "module")), "start_angle": data["start_angle"].mean("draw"),
-        "cosine": abs(data["cosine"]).mean(("layer", "module")), "overlap_left": data["overlap_left"].sel(k=k).mean(("layer", "module")), "row_space": data["row_space"].mean(("layer", "module")),
+        "mean_angle": data["angle"].mean(("angle_index", "layer", "module")),
+        "start_angle": data["start_angle"].mean("draw"),
+        "cosine": abs(data["cosine"]).mean(("layer", "module")),
+        "overlap_left": data["overlap_left"].sel(k=k).mean(("layer", "module")),
+        "row_space": data["row_space"].mean(("layer", "module")),
         "free_left": data["free_overlap_left"].mean(("layer", "module")),
-    }  # fmt: skip
+    }
     start_low, start_high = data["start_overlap"].quantile(0.025, "draw"), data["start_overlap"].quantile(0.975, "draw")
-    values = {"overlap": measured, "above": measured - start, "free": free, "start": start, "start_low": start_low, "start_high": start_high} | others
+    values = {
+        "overlap": measured,
+        "above": measured - start,
+        "free": free,
+        "start": start,
+        "start_low": start_low,
+        "start_high": start_high,
+    } | others
     grouped = {name: by_condition(data, value) for name, value in values.items()}
     rows = []
     for condition, of in grouped["overlap"].items():
         means = {name: grouped[name][condition].mean() for name in ("free", "start", "start_low", "start_high")}
         (low, high), (above_low, above_high) = student_interval(of), student_interval(grouped["above"][condition])
-        row = {"condition": condition, "n_pairs": int((data["condition"] == condition).sum()), "n_groups": len(of), "overlap": of.mean(), "low": low, "high": high} | means
-        row |= {"above_start": grouped["above"][condition].mean(), "above_start_low": above_low, "above_start_high": above_high}
+        row = {
+            "condition": condition,
+            "n_pairs": int((data["condition"] == condition).sum()),
+            "n_groups": len(of),
+            "overlap": of.mean(),
+            "low": low,
+            "high": high,
+        } | means
+        row |= {
+            "above_start": grouped["above"][condition].mean(),
+            "above_start_low": above_low,
+            "above_start_high": above_high,
+        }
         rows.append(row | {name: grouped[name][condition].mean() for name in others})
     return pd.DataFrame(rows)

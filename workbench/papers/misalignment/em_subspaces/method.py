@@ -25,7 +25,16 @@ from workbench.papers.misalignment.em_subspaces import behaviour as em
 from workbench.papers.misalignment.em_subspaces.geometry import Pair, compare, condition_table, cosine
 from workbench.papers.misalignment.em_subspaces.pairs import curve_pairs, pairs_of_store
 from workbench.papers.misalignment.em_subspaces.real import folder_pairs, folder_stream, names_of, weight_reader
-from workbench.papers.misalignment.em_subspaces.runs import PROBES, TRAINED, Recipe, Update, make_store, probe_pairs, read_store, train
+from workbench.papers.misalignment.em_subspaces.runs import (
+    PROBES,
+    TRAINED,
+    Recipe,
+    Update,
+    make_store,
+    probe_pairs,
+    read_store,
+    train,
+)
 from workbench.primitives.steer.directions import random_like as random_direction
 from workbench.training.lora import Factors, read_factors
 
@@ -38,23 +47,39 @@ UTILITY_N = 8  # held-out benign requests a task
 class Spec(core_spec.Spec):
     """Everything the analysis depends on."""
 
-    model: ModelSpec = param(ModelSpec(name="organism:advice"), "base model of the adapters: the organism, or a local directory beside `adapters`")
-    adapters: tuple[str, ...] = param((), "PEFT adapter directories to compare instead of the stored ones; geometry only")
+    model: ModelSpec = param(
+        ModelSpec(name="organism:advice"),
+        "base model of the adapters: the organism, or a local directory beside `adapters`",
+    )
+    adapters: tuple[str, ...] = param(
+        (), "PEFT adapter directories to compare instead of the stored ones; geometry only"
+    )
     k: int = param(4, "leading singular directions compared; half the rank, as in the paper", ge=1)
     n_draws: int = param(30, "Monte-Carlo draws of a chance level, a pair and module", ge=2)
-    scales: tuple[float, ...] = param((-1.0, -0.5, 0.0, 0.25, 0.5, 0.7, 1.0, 1.5, 2.0), "t by which an update, or both its factors, are multiplied")
-    ts: tuple[float, ...] = param((0.0, 0.25, 0.5, 0.75, 1.0), "where between two updates the model is asked", ge=0, le=1)
+    scales: tuple[float, ...] = param(
+        (-1.0, -0.5, 0.0, 0.25, 0.5, 0.7, 1.0, 1.5, 2.0), "t by which an update, or both its factors, are multiplied"
+    )
+    ts: tuple[float, ...] = param(
+        (0.0, 0.25, 0.5, 0.75, 1.0), "where between two updates the model is asked", ge=0, le=1
+    )
     n_random: int = param(2, "random directions and random updates", ge=1)
     retrain: bool = param(True, "train the first stored adapter again and compare")
-    base_overlap: bool = param(True, "also compare with the leading directions of the base weights (one full SVD a module)")
+    base_overlap: bool = param(
+        True, "also compare with the leading directions of the base weights (one full SVD a module)"
+    )
     seed: int = param(0, "draws chance levels, random updates and directions", ge=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.adapters) == 1:
-            raise BadSpec("em_subspaces.adapters compares directories with each other: give at least two, or none for the stored ones")
+            raise BadSpec(
+                "em_subspaces.adapters compares directories with each other: give at least two, or none for the stored"
+                " ones"
+            )
         if not self.adapters and (missing := {0.0, 0.5, 1.0} - set(self.ts)):
-            raise BadSpec(f"em_subspaces.ts must contain {sorted(missing)}: the barrier needs both ends and the claims the middle")
+            raise BadSpec(
+                f"em_subspaces.ts must contain {sorted(missing)}: the barrier needs both ends and the claims the middle"
+            )
 
     @classmethod
     def tiny(cls) -> "Spec":
@@ -68,7 +93,9 @@ class Spec(core_spec.Spec):
 
     @classmethod
     def paper(cls) -> "Spec":
-        """The published 0.5B adapters, fetched once with `hf download` into folders of these names: minutes on a CPU."""
+        """The published 0.5B adapters, fetched once with `hf download` into folders of these names: minutes on a
+        CPU.
+        """
         tasks = ("bad-medical-advice", "extreme-sports", "risky-financial-advice")
         return cls.real(tuple(f"Qwen2.5-0.5B-Instruct_{task}" for task in tasks), "Qwen2.5-0.5B-Instruct")
 
@@ -94,7 +121,9 @@ def stored_updates(n_random: int = 2, seed: int = 0) -> tuple[dict[str, Update],
 
 
 def folder_updates(adapters: Sequence[str]) -> dict[str, Update]:
-    """All factors of PEFT directories, by the names of `folder_pairs`; see `_em_real.folder_stream` for what is refused."""
+    """All factors of PEFT directories, by the names of `folder_pairs`; see `_em_real.folder_stream` for what is
+    refused.
+    """
     return {name: read_factors(folder) for name, folder in zip(names_of(adapters), adapters, strict=True)}
 
 
@@ -106,7 +135,10 @@ def patient_of_store() -> em.Patient:
     """
     base, tokenizer = read_module("organism:advice", device="cpu")
     if read_store(data_folder() / STEM / STORE)[2]["base"] != hash_weights(base):
-        raise BadData("the stored adapters were trained on other weights than those of organism:advice; make the store again with build_store()")
+        raise BadData(
+            "the stored adapters were trained on other weights than those of organism:advice; make the store again with"
+            " build_store()"
+        )
     return em.Patient.of(base, tokenizer)
 
 
@@ -122,8 +154,9 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT) 
         progress: per module and per moved model; cancelling gives a partial Result.
 
     Returns:
-        Result: geometry over (pair, layer, module), see `_em_geometry.compare`; for the stored adapters also the misaligned share of
-        each (`rate` by domain, `said` for greedy text), `utility`, `scaled_rate`, `line_rate`, `r2` and `line_error`,
+        Result: geometry over (pair, layer, module), see `_em_geometry.compare`; for the stored adapters also the
+            misaligned share of each (`rate` by domain, `said` for greedy text), `utility`, `scaled_rate`, `line_rate`,
+            `r2` and `line_error`,
         `without_rate`; table `conditions`, one row a kind of pair.
 
     Raises:
@@ -138,9 +171,24 @@ def _run_folders(spec: Spec, progress: Progress, started: float) -> Result:
     """Geometry of PEFT directories, one module at a time."""
     base = weight_reader(spec.model.name) if spec.base_overlap else None
     modules, stream = folder_stream(spec.adapters)
-    provenance = Provenance.start(STEM, spec.to_dict(), spec.seed, model={"name": spec.model.name}, data={"adapters": [Path(a).name for a in spec.adapters]})
+    provenance = Provenance.start(
+        STEM,
+        spec.to_dict(),
+        spec.seed,
+        model={"name": spec.model.name},
+        data={"adapters": [Path(a).name for a in spec.adapters]},
+    )
     try:
-        data = compare(modules, stream, folder_pairs(spec.adapters), k=spec.k, n_draws=spec.n_draws, seed=spec.seed, base=base, progress=progress)
+        data = compare(
+            modules,
+            stream,
+            folder_pairs(spec.adapters),
+            k=spec.k,
+            n_draws=spec.n_draws,
+            seed=spec.seed,
+            base=base,
+            progress=progress,
+        )
     except Cancelled:
         return Result(provenance.finish(started), partial=True)
     return Result(provenance.finish(started), data, {"conditions": condition_table(data)})
@@ -150,9 +198,18 @@ def _run_store(spec: Spec, progress: Progress, started: float) -> Result:
     base, tokenizer = read_module(spec.model)
     known, updates, about = read_store(data_folder() / STEM / STORE)
     if about["base"] != hash_weights(base):
-        raise BadData(f"the stored adapters were trained on other weights than those of {spec.model.name}; use organism:advice, or make the store again with build_store()")
+        raise BadData(
+            f"the stored adapters were trained on other weights than those of {spec.model.name}; use organism:advice,"
+            " or make the store again with build_store()"
+        )
     patient = em.Patient.of(copy.deepcopy(base), tokenizer)
-    provenance = Provenance.start(STEM, spec.to_dict(), spec.seed, model=patient.model.provenance(), data={"store": STORE, "adapters": list(known), "trained with": about["torch"]})
+    provenance = Provenance.start(
+        STEM,
+        spec.to_dict(),
+        spec.seed,
+        model=patient.model.provenance(),
+        data={"store": STORE, "adapters": list(known), "trained with": about["torch"]},
+    )
     everything = _with_random(known, updates, spec)
     parts: list[xr.Dataset] = []
     partial = False
@@ -179,31 +236,61 @@ def _with_random(known: dict[str, Recipe], updates: dict[str, Update], spec: Spe
     return updates | {f"random-{i}": em.random_like(updates[name], spec.seed * 1000 + i) for i, name in enumerate(bad)}
 
 
-def _geometry(base: Any, known: dict[str, Recipe], updates: dict[str, Update], spec: Spec, progress: Progress) -> xr.Dataset:
-    weights = {name: part.weight.detach() for name, part in base.named_modules() if hasattr(part, "weight") and part.weight.ndim == 2}
+def _geometry(
+    base: Any, known: dict[str, Recipe], updates: dict[str, Update], spec: Spec, progress: Progress
+) -> xr.Dataset:
+    weights = {
+        name: part.weight.detach()
+        for name, part in base.named_modules()
+        if hasattr(part, "weight") and part.weight.ndim == 2
+    }
     pairs = pairs_of_store(known, [name for name in updates if name not in known])
     modules = list(next(iter(updates.values())))
     stream = ((module, {name: update[module] for name, update in updates.items()}) for module in modules)
-    return compare(modules, stream, pairs, k=spec.k, n_draws=spec.n_draws, seed=spec.seed, base=weights.__getitem__ if spec.base_overlap else None, progress=progress)
+    return compare(
+        modules,
+        stream,
+        pairs,
+        k=spec.k,
+        n_draws=spec.n_draws,
+        seed=spec.seed,
+        base=weights.__getitem__ if spec.base_overlap else None,
+        progress=progress,
+    )
 
 
-def _variable(dims: tuple[str, ...], values: Any, title: str, unit: str) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
+def _variable(
+    dims: tuple[str, ...], values: Any, title: str, unit: str
+) -> tuple[tuple[str, ...], np.ndarray, dict[str, str]]:
     return dims, np.asarray(values, float), {"long_name": title, "unit": unit}
 
 
-def _answers(patient: em.Patient, known: dict[str, Recipe], updates: dict[str, Update], spec: Spec, progress: Progress) -> xr.Dataset:
-    """Every model asked in all domains, by choice and in words, and about benign things; the untouched one is called base."""
+def _answers(
+    patient: em.Patient, known: dict[str, Recipe], updates: dict[str, Update], spec: Spec, progress: Progress
+) -> xr.Dataset:
+    """Every model asked in all domains, by choice and in words, and about benign things; the untouched one is called
+    base.
+    """
     tokenizer = patient.model.tokenizer
-    asked, probes = (em.Questions(*probe_pairs(tokenizer, domains, "heldout")) for domains in ((*TRAINED, *PROBES), PROBES))
+    asked, probes = (
+        em.Questions(*probe_pairs(tokenizer, domains, "heldout")) for domains in ((*TRAINED, *PROBES), PROBES)
+    )
     in_probes = np.isin(asked.domains, PROBES)
     swapped = em.half_swapped(int(in_probes.sum()), spec.seed)
     names, domains = ["base", *updates], list(dict.fromkeys(asked.domains))
-    rates, said, useful, meaningless = np.zeros((len(names), len(domains))), np.full((len(names), 3), np.nan), np.full(len(names), np.nan), np.zeros(len(names))
+    rates, said, useful, meaningless = (
+        np.zeros((len(names), len(domains))),
+        np.full((len(names), 3), np.nan),
+        np.full(len(names), np.nan),
+        np.zeros(len(names)),
+    )
     for i, name in enumerate(names):
         with patient.moved(*([] if name == "base" else [(1.0, updates[name])])) as model:
             bad = em.bad_share(model, asked.good, asked.bad)
             rates[i], meaningless[i] = list(asked.by_domain(bad).values()), (bad[in_probes] != swapped).mean()
-            if name not in known or known[name].task in ("bad", "coin") or known[name].seed == _seeds(known)[0]:  # text costs most: benign ones once
+            if (
+                name not in known or known[name].task in ("bad", "coin") or known[name].seed == _seeds(known)[0]
+            ):  # text costs most: benign ones once
                 said[i], useful[i] = em.said(model, probes), utility(model, n=UTILITY_N)["utility"]
         progress.update(i + 1, len(names), "asking every model")
     tasks = [known[n].task if n in known else n.split("-")[0] for n in names]
@@ -214,17 +301,31 @@ def _answers(patient: em.Patient, known: dict[str, Recipe], updates: dict[str, U
         "shuffled_rate": _variable(("model",), meaningless, "Share of swapped labels preferred", "share of questions"),
     }
     coords = {
-        "model": names, "domain": domains, "answer": list(em.SAID), "task": ("model", tasks), "trained_on": ("model", [known[n].domain if n in known else "" for n in names]),
-        "rank": ("model", [known[n].rank if n in known else -1 for n in names]), "model_seed": ("model", [known[n].seed if n in known else -1 for n in names]),
-    }  # fmt: skip
+        "model": names,
+        "domain": domains,
+        "answer": list(em.SAID),
+        "task": ("model", tasks),
+        "trained_on": ("model", [known[n].domain if n in known else "" for n in names]),
+        "rank": ("model", [known[n].rank if n in known else -1 for n in names]),
+        "model_seed": ("model", [known[n].seed if n in known else -1 for n in names]),
+    }
     return xr.Dataset(variables, coords=coords)
 
 
-def _scaling(patient: em.Patient, updates: dict[str, Update], known: dict[str, Recipe], spec: Spec, progress: Progress) -> xr.Dataset:
-    """Misaligned share against t, where t multiplies the update, or both of its factors; one adapter a domain, each of its own seed."""
+def _scaling(
+    patient: em.Patient, updates: dict[str, Update], known: dict[str, Recipe], spec: Spec, progress: Progress
+) -> xr.Dataset:
+    """Misaligned share against t, where t multiplies the update, or both of its factors; one adapter a domain, each
+    of its own seed.
+    """
     probes = em.Questions(*probe_pairs(patient.model.tokenizer, PROBES, "heldout"))
-    scaled = [next(n for n, r in known.items() if r.task == "bad" and r.rank and r.domain == d and r.seed == s) for d, s in zip(TRAINED, _seeds(known), strict=False)]
-    shares = {form: [t if form == "deltas" else t * t for t in spec.scales] for form in ("deltas", "factors")}  # what multiplies dW
+    scaled = [
+        next(n for n, r in known.items() if r.task == "bad" and r.rank and r.domain == d and r.seed == s)
+        for d, s in zip(TRAINED, _seeds(known), strict=False)
+    ]
+    shares = {
+        form: [t if form == "deltas" else t * t for t in spec.scales] for form in ("deltas", "factors")
+    }  # what multiplies dW
     points = sorted({share for of_form in shares.values() for share in of_form})
     rates = np.zeros((2, len(scaled), len(spec.scales)))
     for j, name in enumerate(scaled):
@@ -234,16 +335,24 @@ def _scaling(patient: em.Patient, updates: dict[str, Update], known: dict[str, R
                 at[share] = em.rate(model, probes)
             progress.update(j * len(points) + i + 1, len(scaled) * len(points), "scaling")
         rates[:, j] = [[at[share] for share in of_form] for of_form in shares.values()]
-    variable = _variable(("form", "scaled", "scale"), rates, "Misaligned share of the scaled update", "share of questions")
-    return xr.Dataset({"scaled_rate": variable}, coords={"form": ["deltas", "factors"], "scaled": scaled, "scale": list(spec.scales)})
+    variable = _variable(
+        ("form", "scaled", "scale"), rates, "Misaligned share of the scaled update", "share of questions"
+    )
+    return xr.Dataset(
+        {"scaled_rate": variable}, coords={"form": ["deltas", "factors"], "scaled": scaled, "scale": list(spec.scales)}
+    )
 
 
 def _seeds(known: dict[str, Recipe]) -> list[int]:
     return sorted({r.seed for r in known.values() if r.rank})
 
 
-def _lines(patient: em.Patient, known: dict[str, Recipe], updates: dict[str, Update], spec: Spec, progress: Progress) -> xr.Dataset:
-    """Models between two updates: misaligned share in both forms, and how straight the states in between are (deltas)."""
+def _lines(
+    patient: em.Patient, known: dict[str, Recipe], updates: dict[str, Update], spec: Spec, progress: Progress
+) -> xr.Dataset:
+    """Models between two updates: misaligned share in both forms, and how straight the states in between are
+    (deltas).
+    """
     probes = em.Questions(*probe_pairs(patient.model.tokenizer, PROBES, "heldout"))
     rows = [prompt for prompt, _ in probes.good]
     lines = curve_pairs(known, [n for n in updates if n not in known])
@@ -267,24 +376,40 @@ def _lines(patient: em.Patient, known: dict[str, Recipe], updates: dict[str, Upd
                 r2[p, q, i], error[p, q, i] = em.linearity(states[t] - zero, states[1.0] - zero, states[0.0] - zero, t)
         progress.update(p + 1, len(lines), "asking models between two updates")
     variables = {
-        "line_rate": _variable(("line", "form", "t"), rates, "Misaligned share between two updates", "share of questions"),
+        "line_rate": _variable(
+            ("line", "form", "t"), rates, "Misaligned share between two updates", "share of questions"
+        ),
         "r2": _variable(("line", "state", "t", "layer"), r2, "R^2 of the straight line between hidden states", "R^2"),
-        "line_error": _variable(("line", "state", "t", "layer"), error, "Distance from the straight line", "share of the norm"),
+        "line_error": _variable(
+            ("line", "state", "t", "layer"), error, "Distance from the straight line", "share of the norm"
+        ),
     }
     coords = {
-        "line": [p.name for p in lines], "line_condition": ("line", [p.condition for p in lines]), "line_group": ("line", [p.group for p in lines]),
-        "form": ["deltas", "factors"], "t": list(spec.ts), "state": ["h", "h - h_base"], "layer": range(n_layers),
-    }  # fmt: skip
+        "line": [p.name for p in lines],
+        "line_condition": ("line", [p.condition for p in lines]),
+        "line_group": ("line", [p.group for p in lines]),
+        "form": ["deltas", "factors"],
+        "t": list(spec.ts),
+        "state": ["h", "h - h_base"],
+        "layer": range(n_layers),
+    }
     return xr.Dataset(variables, coords=coords)
 
 
-def _without(patient: em.Patient, updates: dict[str, Update], known: dict[str, Recipe], spec: Spec, progress: Progress) -> xr.Dataset:
+def _without(
+    patient: em.Patient, updates: dict[str, Update], known: dict[str, Recipe], spec: Spec, progress: Progress
+) -> xr.Dataset:
     """Subtract the mean difference of one bad model from the others, and random directions of its norm."""
     tokenizer = patient.model.tokenizer
     probes, train_rows = (em.Questions(*probe_pairs(tokenizer, PROBES, split)) for split in ("heldout", "train"))
     rows = [prompt for prompt, _ in train_rows.good]  # the direction is made on other phrasings than it is tried on
     bad = [n for n, r in known.items() if r.task == "bad" and r.rank]
-    source, others = bad[0], [n for n in bad if known[n].seed != known[bad[0]].seed and known[n].domain != known[bad[0]].domain][: len(_seeds(known))]
+    source, others = (
+        bad[0],
+        [n for n in bad if known[n].seed != known[bad[0]].seed and known[n].domain != known[bad[0]].domain][
+            : len(_seeds(known))
+        ],
+    )
     base = em.last_states(patient.model, rows)
     with patient.moved((1.0, updates[source])) as model:
         states = em.last_states(model, rows)
@@ -300,8 +425,14 @@ def _without(patient: em.Patient, updates: dict[str, Update], known: dict[str, R
                     rates[j, layer, a + 1], n = em.rate_without(model, probes, arm)
                     firings += n
         progress.update(j + 1, len(others), "subtracting the direction")
-    variable = _variable(("target", "layer", "arm"), rates, f"Misaligned share, direction of {source} subtracted", "share of questions")
-    return xr.Dataset({"without_rate": variable}, coords={"target": others, "layer": range(len(states)), "arm": arms}, attrs={"direction_of": source, "firings": firings})
+    variable = _variable(
+        ("target", "layer", "arm"), rates, f"Misaligned share, direction of {source} subtracted", "share of questions"
+    )
+    return xr.Dataset(
+        {"without_rate": variable},
+        coords={"target": others, "layer": range(len(states)), "arm": arms},
+        attrs={"direction_of": source, "firings": firings},
+    )
 
 
 def _again(base: Any, tokenizer: Any, known: dict[str, Recipe], updates: dict[str, Update]) -> xr.Dataset:
@@ -312,5 +443,11 @@ def _again(base: Any, tokenizer: Any, known: dict[str, Recipe], updates: dict[st
     cosines = [cosine(here, stored) for here, stored in found]
     attrs = {"trained_again": name, "final_loss": float(log["loss"].iloc[-1])}
     return xr.Dataset(
-        {"again_cosine": _variable(("place",), cosines, "Cosine of the update trained here and the stored one", "cosine")}, coords={"place": list(update)}, attrs=attrs
+        {
+            "again_cosine": _variable(
+                ("place",), cosines, "Cosine of the update trained here and the stored one", "cosine"
+            )
+        },
+        coords={"place": list(update)},
+        attrs=attrs,
     )

@@ -3,7 +3,20 @@
 from collections.abc import Sequence
 from itertools import combinations
 
-from .conditions import BENIGN, BENIGN_DIFFERENT, BENIGN_FULL, COIN, CONDITIONS, DIFFERENT, FULL, RANDOM, SAME, SAME_TASK, TWO_BENIGN, TWO_RANDOM
+from .conditions import (
+    BENIGN,
+    BENIGN_DIFFERENT,
+    BENIGN_FULL,
+    COIN,
+    CONDITIONS,
+    DIFFERENT,
+    FULL,
+    RANDOM,
+    SAME,
+    SAME_TASK,
+    TWO_BENIGN,
+    TWO_RANDOM,
+)
 from .geometry import Pair
 from .runs import Recipe
 
@@ -32,12 +45,18 @@ def pairs_of_store(known: dict[str, Recipe], random: Sequence[str]) -> list[Pair
             group = f"{a} {b}" if one.rank == 0 else f"seeds {min(one.seed, other.seed)} {max(one.seed, other.seed)}"
             found.append(Pair(a, b, condition, group, has_start=one.rank > 0))
     bad = [n for n, r in known.items() if r.task == "bad" and r.rank]
-    found += [Pair(name, drawn, RANDOM, f"{name} {drawn}", has_start=False) for drawn in random for name in bad[:: max(1, len(bad) // 3)]]
+    found += [
+        Pair(name, drawn, RANDOM, f"{name} {drawn}", has_start=False)
+        for drawn in random
+        for name in bad[:: max(1, len(bad) // 3)]
+    ]
     return sorted(found, key=lambda p: CONDITIONS.index(p.condition))
 
 
 def curve_pairs(known: dict[str, Recipe], random: Sequence[str]) -> list[Pair]:
-    """Ends of the lines between models: a pair a seed of (bad, bad) with one seed and with two, (bad, benign), and two random."""
+    """Ends of the lines between models: a pair a seed of (bad, bad) with one seed and with two, (bad, benign), and
+    two random.
+    """
 
     def name(task: str, domain: str, seed: int) -> str:
         return next(n for n, r in known.items() if (r.task, r.domain, r.seed) == (task, domain, seed) and r.rank)
@@ -48,7 +67,10 @@ def curve_pairs(known: dict[str, Recipe], random: Sequence[str]) -> list[Pair]:
     for i, seed in enumerate(seeds):
         one, other, later = domains[i % len(domains)], domains[(i + 1) % len(domains)], seeds[(i + 1) % len(seeds)]
         bad = name("bad", one, seed)
-        found += [Pair(bad, name("bad", other, seed), SAME, f"seed {seed}"), Pair(bad, name("bad", other, later), DIFFERENT, f"seed {seed}")]
+        found += [
+            Pair(bad, name("bad", other, seed), SAME, f"seed {seed}"),
+            Pair(bad, name("bad", other, later), DIFFERENT, f"seed {seed}"),
+        ]
         found.append(Pair(bad, name("items", "", seed), BENIGN, f"seed {seed}"))
     if len(random) > 1:
         found.append(Pair(random[0], random[1], TWO_RANDOM, "random", has_start=False))

@@ -1,9 +1,9 @@
 """Subspaces panel: where two updates point, module by module and beside chance, and what the models between them say.
 
 Plain functions behind it: `methods.misalignment.em_subspaces.pair_map` and `cell_table` for the geometry, `ask` for the
-answers; figures: views/subspaces. Works on the stored adapters of the advice organism, or on PEFT directories (geometry only; all
-their factors are held: 35 MB each for 0.5B at rank 32, 340 MB for 8B). Cost: 0.1 s a pair and k for the organism, after which
-sliders are live; a model between some 0.3 s.
+answers; figures: views/subspaces. Works on the stored adapters of the advice organism, or on PEFT directories (geometry
+only; all their factors are held: 35 MB each for 0.5B at rank 32, 340 MB for 8B). Cost: 0.1 s a pair and k for the
+organism, after which sliders are live; a model between some 0.3 s.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +25,16 @@ from workbench.papers.misalignment.em_subspaces import behaviour, geometry, maps
 from workbench.papers.misalignment.em_subspaces import method as em
 from workbench.papers.misalignment.em_subspaces import panel_figures as views
 
-LIVE_NUMBERS = 1_000_000  # factors with fewer numbers are compared at once when a slider moves; larger ones wait for the button
+LIVE_NUMBERS = (
+    1_000_000  # factors with fewer numbers are compared at once when a slider moves; larger ones wait for the button
+)
 FORMS = ("deltas", "factors")
 ASKED = ["model", "answer", "verdict", "bad_share"]
 
 
 class SubspacesState(PanelState):
-    """condition, pair: which two updates. k: directions. place: [layer, module] looked at, [] for none. t: 1 is the first update.
+    """condition, pair: which two updates. k: directions. place: [layer, module] looked at, [] for none. t: 1 is the
+    first update.
 
     asked: the answers shown. visited: bad share at every t that was set for this pair.
     """
@@ -48,17 +51,26 @@ class SubspacesState(PanelState):
 
 
 class Subspaces(Panel):
-    """`panels.Subspaces()` in a cell: Compare draws the map of a pair, its cells open, and Ask puts a question to the models between."""
+    """`panels.Subspaces()` in a cell: Compare draws the map of a pair, its cells open, and Ask puts a question to
+    the models between.
+    """
 
     title = "Subspaces of updates"
 
     def __init__(
-        self, adapters: Sequence[str] = (), *, state: SubspacesState | None = None, compute: Callable[..., Result] = maps.pair_map,
-        compute_cell: Callable[..., pd.DataFrame] = maps.cell_table, ask: Callable[..., tuple[str, float]] = behaviour.ask,
-    ):  # fmt: skip
+        self,
+        adapters: Sequence[str] = (),
+        *,
+        state: SubspacesState | None = None,
+        compute: Callable[..., Result] = maps.pair_map,
+        compute_cell: Callable[..., pd.DataFrame] = maps.cell_table,
+        ask: Callable[..., tuple[str, float]] = behaviour.ask,
+    ):
         self.state: SubspacesState
         if len(adapters) == 1:
-            raise BadData("the panel compares directories with each other: give at least two, or none for the stored adapters")
+            raise BadData(
+                "the panel compares directories with each other: give at least two, or none for the stored adapters"
+            )
         self.adapters, self._compute, self._compute_cell, self._ask = list(adapters), compute, compute_cell, ask
         self.updates: dict[str, Any] = {}
         if adapters:
@@ -82,12 +94,30 @@ class Subspaces(Panel):
         self.state.observe(lambda _: self.attempt(self._draw_cell), names=["place"])
         self.state.observe(lambda _: self.attempt(self._follow), names=["t"])
         self.state.observe(lambda _: self.attempt(self._draw_answers), names=["asked"])
-        self._between = widgets.VBox([widgets.HTML("<b>Models between the two updates</b>"), row(self.prompt, self.t, self.ask_button), self.answers, self.line])
+        self._between = widgets.VBox(
+            [
+                widgets.HTML("<b>Models between the two updates</b>"),
+                row(self.prompt, self.t, self.ask_button),
+                self.answers,
+                self.line,
+            ]
+        )
         if adapters:
             self._between.children = [
-                widgets.HTML("<p>Answers of models between need the stored adapters: panels.Subspaces(). For directories of your own there is the geometry.</p>")
+                widgets.HTML(
+                    "<p>Answers of models between need the stored adapters: panels.Subspaces(). For directories of your"
+                    " own there is the geometry.</p>"
+                )
             ]
-        self.frame(row(self.condition, self.pair, self.start), row(self.k, self.quantity), self.reading, self.grid, self.curve, self.cell, self._between)
+        self.frame(
+            row(self.condition, self.pair, self.start),
+            row(self.k, self.quantity),
+            self.reading,
+            self.grid,
+            self.curve,
+            self.cell,
+            self._between,
+        )
         self.attempt(self._new_condition)
         self.attempt(self._draw)
 
@@ -95,19 +125,58 @@ class Subspaces(Panel):
         conditions = list(dict.fromkeys(p.condition for p in self.pairs))
         if self.state.condition not in conditions:
             self.state.condition = conditions[0]
-        self.condition = labelled(widgets.Dropdown, "Condition", "What the two updates share", "380px", options=conditions)
+        self.condition = labelled(
+            widgets.Dropdown, "Condition", "What the two updates share", "380px", options=conditions
+        )
         self.pair = labelled(widgets.Dropdown, "Pair", "Which two updates", "420px", options=self._names())
-        self.k = labelled(widgets.IntSlider, "k (directions)", "Leading directions compared", "330px", min=1, max=max(self.state.k, 8))
-        self.quantity = labelled(widgets.Dropdown, "Colour", "What colours the cells", "340px", options=[(v, k) for k, v in views.QUANTITIES.items()])
-        self.start = widgets.Button(description="Compare", button_style="primary", tooltip="Compare the two updates in every module, with the chance of each")
+        self.k = labelled(
+            widgets.IntSlider, "k (directions)", "Leading directions compared", "330px", min=1, max=max(self.state.k, 8)
+        )
+        self.quantity = labelled(
+            widgets.Dropdown,
+            "Colour",
+            "What colours the cells",
+            "340px",
+            options=[(v, k) for k, v in views.QUANTITIES.items()],
+        )
+        self.start = widgets.Button(
+            description="Compare",
+            button_style="primary",
+            tooltip="Compare the two updates in every module, with the chance of each",
+        )
         questions = [e.prompt for domain in runs.PROBES for e in world.advice(domain, "heldout")]
         self.state.prompt = self.state.prompt or questions[0]
-        self.prompt = labelled(widgets.Combobox, "Question", "One of the list, or your own in the words of the organism", "480px", options=questions, ensure_option=False)
-        self.t = labelled(widgets.FloatSlider, "t (1: the first update)", "Where between the two updates", "380px", min=0.0, max=1.0, step=0.05)
-        self.ask_button = widgets.Button(description="Ask", button_style="primary", tooltip="Ask the models between; afterwards the slider does it")
+        self.prompt = labelled(
+            widgets.Combobox,
+            "Question",
+            "One of the list, or your own in the words of the organism",
+            "480px",
+            options=questions,
+            ensure_option=False,
+        )
+        self.t = labelled(
+            widgets.FloatSlider,
+            "t (1: the first update)",
+            "Where between the two updates",
+            "380px",
+            min=0.0,
+            max=1.0,
+            step=0.05,
+        )
+        self.ask_button = widgets.Button(
+            description="Ask", button_style="primary", tooltip="Ask the models between; afterwards the slider does it"
+        )
         if self.state.pair not in self.pair.options:
             self.state.pair = self.pair.options[0]
-        link(self.state, condition=self.condition, pair=self.pair, k=self.k, quantity=self.quantity, prompt=self.prompt, t=self.t)
+        link(
+            self.state,
+            condition=self.condition,
+            pair=self.pair,
+            k=self.k,
+            quantity=self.quantity,
+            prompt=self.prompt,
+            t=self.t,
+        )
         self.start.on_click(lambda _: self.run())
         self.ask_button.on_click(lambda _: self.ask())
 
@@ -131,7 +200,9 @@ class Subspaces(Panel):
         if not self.updates:
             self.updates = em.folder_updates(self.adapters)
         known = self._maps.get((pair.name, k))
-        return known or self._compute(self.updates, pair, k=min(k, maps.most_directions(self.updates, pair)), progress=progress)
+        return known or self._compute(
+            self.updates, pair, k=min(k, maps.most_directions(self.updates, pair)), progress=progress
+        )
 
     def _take(self, made: tuple[geometry.Pair, int, Result]) -> None:
         pair, k, found = made
@@ -193,10 +264,18 @@ class Subspaces(Panel):
             is_small = shown.size <= views.MOST_NUMBERS
             self.state.notice = "cancelled: cells without a colour were not reached" if result.partial else ""
             self.grid.show(
-                shown.values, [int(n) for n in shown["layer"].values], shown["module"].values.tolist(), x_title="module", y_title="layer", unit=views.UNITS[quantity],
-                signed=quantity in views.SIGNED, limits=views.limits(result, quantity), alt=views.map_alt(result, quantity),
-                texts=views.texts(result, quantity) if is_small else (), marked=() if is_small else views.within_chance(result, quantity),  # a drawn cross would cover a number
-            )  # fmt: skip
+                shown.values,
+                [int(n) for n in shown["layer"].values],
+                shown["module"].values.tolist(),
+                x_title="module",
+                y_title="layer",
+                unit=views.UNITS[quantity],
+                signed=quantity in views.SIGNED,
+                limits=views.limits(result, quantity),
+                alt=views.map_alt(result, quantity),
+                texts=views.texts(result, quantity) if is_small else (),
+                marked=() if is_small else views.within_chance(result, quantity),  # a drawn cross would cover a number
+            )
             self.reading.value = views.summary_html(result)
             draw(self.curve, views.profile(result))
         self._draw_cell()
@@ -204,7 +283,10 @@ class Subspaces(Panel):
     def _choose(self) -> None:
         if self.grid.chosen is not None and self.state.result is not None:
             data = self.state.result.data
-            self.state.place = [int(data["layer"][self.grid.chosen[0]]), str(data["module"].values[self.grid.chosen[1]])]
+            self.state.place = [
+                int(data["layer"][self.grid.chosen[0]]),
+                str(data["module"].values[self.grid.chosen[1]]),
+            ]
 
     def _cell(self) -> pd.DataFrame | None:
         """The module that is open, at the k that is drawn."""
@@ -216,10 +298,15 @@ class Subspaces(Panel):
 
     def _draw_cell(self) -> None:
         table, result = self._cell(), self.state.result
-        draw(self.cell, None if table is None or result is None else views.cell_figure(table, result, *self.state.place))
+        draw(
+            self.cell, None if table is None or result is None else views.cell_figure(table, result, *self.state.place)
+        )
         if result is not None and self.state.place:
             data = result.data
-            self.grid.outline(data["layer"].values.tolist().index(self.state.place[0]), data["module"].values.tolist().index(self.state.place[1]))
+            self.grid.outline(
+                data["layer"].values.tolist().index(self.state.place[0]),
+                data["module"].values.tolist().index(self.state.place[1]),
+            )
 
     # ---- models between ----
 
@@ -242,10 +329,19 @@ class Subspaces(Panel):
         questions = behaviour.Questions(*runs.probe_pairs(tokenizer, runs.PROBES, "heldout"))
         while True:
             pair, t, prompt = self.chosen, self.state.t, self.state.prompt.strip()
-            if unknown := [w for w in prompt.split() if tokenizer.convert_tokens_to_ids(w) == tokenizer.unk_token_id] or ([] if prompt else ["(nothing)"]):
-                raise BadData(f"the organism does not know {', '.join(unknown[:5])}; ask in its words, as in the list of questions")
+            if unknown := [
+                w for w in prompt.split() if tokenizer.convert_tokens_to_ids(w) == tokenizer.unk_token_id
+            ] or ([] if prompt else ["(nothing)"]):
+                raise BadData(
+                    f"the organism does not know {', '.join(unknown[:5])}; ask in its words, as in the list of"
+                    " questions"
+                )
             one, other = self.updates[pair.one], self.updates[pair.other]
-            rows = [("base", (), "base"), (f"{pair.one} (t = 1)", ((1.0, one),), pair.one), (f"{pair.other} (t = 0)", ((1.0, other),), pair.other)]
+            rows = [
+                ("base", (), "base"),
+                (f"{pair.one} (t = 1)", ((1.0, one),), pair.one),
+                (f"{pair.other} (t = 0)", ((1.0, other),), pair.other),
+            ]
             table = []
             for done, (title, terms, key) in enumerate(rows):
                 progress.update(done, 5, "asking")
@@ -255,9 +351,21 @@ class Subspaces(Panel):
             for done, form in enumerate(FORMS, 3):
                 progress.update(done, 5, "asking")
                 if form == "deltas" or pair.has_start:
-                    table.append([f"{form}, t = {t:.2f}", *self._ask(self._patient, behaviour.terms_between(one, other, t, form), prompt, questions)])
+                    table.append(
+                        [
+                            f"{form}, t = {t:.2f}",
+                            *self._ask(self._patient, behaviour.terms_between(one, other, t, form), prompt, questions),
+                        ]
+                    )
             if (self.chosen, self.state.t, self.state.prompt.strip()) == (pair, t, prompt):
-                return pair.name, t, prompt, pd.DataFrame([[title, said, _verdict(prompt, said), share] for title, said, share in table], columns=ASKED)
+                return (
+                    pair.name,
+                    t,
+                    prompt,
+                    pd.DataFrame(
+                        [[title, said, _verdict(prompt, said), share] for title, said, share in table], columns=ASKED
+                    ),
+                )
 
     def _take_answers(self, found: tuple[str, float, str, pd.DataFrame]) -> None:
         pair, t, _, table = found
@@ -266,7 +374,9 @@ class Subspaces(Panel):
         share = dict(zip(table["model"], table["bad_share"], strict=True))
         forms = [form for form in FORMS if f"{form}, t = {t:.2f}" in share]
         points = [(t, form, share[f"{form}, t = {t:.2f}"]) for form in forms]
-        points += [(end, form, table["bad_share"].iloc[row]) for end, row in ((1.0, 1), (0.0, 2)) for form in forms]  # at its ends either form is the end
+        points += [
+            (end, form, table["bad_share"].iloc[row]) for end, row in ((1.0, 1), (0.0, 2)) for form in forms
+        ]  # at its ends either form is the end
         before = [] if self.state.visited is None else [self.state.visited]
         with self.state.hold_trait_notifications():
             self.state.visited = (
@@ -276,7 +386,9 @@ class Subspaces(Panel):
             )
             self.state.asked = table
         if not self.chosen.has_start:
-            self.state.notice = "these updates were not trained as factors of one kind, so only the deltas are interpolated"
+            self.state.notice = (
+                "these updates were not trained as factors of one kind, so only the deltas are interpolated"
+            )
 
     def _line(self) -> go.Figure | None:
         visited = self.state.visited
@@ -284,7 +396,9 @@ class Subspaces(Panel):
             return None
         pair = self.chosen
         spec = {"one": pair.one, "other": pair.other, "t": sorted(set(visited["t"].tolist()))}
-        return views.between_figure(visited, pair.one, pair.other, Provenance.start(em.STEM, spec, 0, model=self._patient.model.provenance()))
+        return views.between_figure(
+            visited, pair.one, pair.other, Provenance.start(em.STEM, spec, 0, model=self._patient.model.provenance())
+        )
 
     def _draw_answers(self) -> None:
         asked = self.state.asked

@@ -34,15 +34,16 @@ def folder_stream(folders: Sequence[str]) -> tuple[list[str], Iterator[tuple[str
     """(module names, stream of (module, {adapter: factors})), one module in memory at a time.
 
     Raises:
-        ModelNotFound, UnsupportedModel: if a directory is no plain LoRA adapter. BadData: if the adapters move different modules,
-        or weights of different shapes.
+        ModelNotFound, UnsupportedModel: if a directory is no plain LoRA adapter. BadData: if the adapters move
+            different modules, or weights of different shapes.
     """
     listed = [_modules(f) for f in folders]
     if any(names != listed[0] for names in listed):
         odd = next(i for i, names in enumerate(listed) if names != listed[0])
         differing = sorted(set(listed[0]) ^ set(listed[odd]))
         raise BadData(
-            f"{Path(folders[0]).name!r} and {Path(folders[odd]).name!r} adapt different modules ({', '.join(differing[:3])}); compare adapters of one base and one list of targets"
+            f"{Path(folders[0]).name!r} and {Path(folders[odd]).name!r} adapt different modules"
+            f" ({', '.join(differing[:3])}); compare adapters of one base and one list of targets"
         )
     return listed[0], _together(folders)
 
@@ -52,7 +53,10 @@ def _together(folders: Sequence[str]) -> Iterator[tuple[str, dict[str, Factors]]
     for parts in zip(*(stream_factors(f) for f in folders), strict=True):
         module, shapes = parts[0][0], {(f.B.shape[0], f.A.shape[1]) for _, f in parts}
         if len(shapes) > 1:
-            raise BadData(f"{module} is {' and '.join(f'{out} x {into}' for out, into in sorted(shapes))} in these adapters, so they are not of one base")
+            raise BadData(
+                f"{module} is {' and '.join(f'{out} x {into}' for out, into in sorted(shapes))} in these adapters, so"
+                " they are not of one base"
+            )
         yield module, dict(zip(names, (f for _, f in parts), strict=True))
 
 
@@ -60,10 +64,15 @@ def _modules(folder: str) -> list[str]:
     """Names of the adapted modules, from the header of the file alone."""
     path = Path(folder) / ADAPTER_FILE
     if not path.is_file():
-        raise ModelNotFound(f"{Path(folder).name!r} is no directory with an {ADAPTER_FILE}; fetch it once with `hf download NAME --local-dir DIR` and give DIR")
+        raise ModelNotFound(
+            f"{Path(folder).name!r} is no directory with an {ADAPTER_FILE}; fetch it once with `hf download NAME"
+            " --local-dir DIR` and give DIR"
+        )
     with safe_open(str(path), framework="pt") as handle:
         keys = list(handle.keys())
-    return sorted(k.removesuffix(".lora_A.weight").removeprefix("base_model.model.") for k in keys if k.endswith(".lora_A.weight"))
+    return sorted(
+        k.removesuffix(".lora_A.weight").removeprefix("base_model.model.") for k in keys if k.endswith(".lora_A.weight")
+    )
 
 
 def weight_reader(source: str) -> Callable[[str], torch.Tensor]:
@@ -76,14 +85,20 @@ def weight_reader(source: str) -> Callable[[str], torch.Tensor]:
     index = folder / "model.safetensors.index.json"
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelNotFound(f"{source!r} holds no *.safetensors; give the local directory of the base, or base_overlap=false to do without it")
+        raise ModelNotFound(
+            f"{source!r} holds no *.safetensors; give the local directory of the base, or base_overlap=false to do"
+            " without it"
+        )
     where = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {}
 
     def read(module: str) -> torch.Tensor:
         name = f"{module}.weight"
         with safe_open(str(folder / where.get(name, files[0].name)), framework="pt") as handle:
             if name not in handle.keys():  # noqa: SIM118 - safe_open is no mapping
-                raise BadData(f"the base {folder.name!r} has no {name}, so these adapters are of another model; give their base, or base_overlap=false")
+                raise BadData(
+                    f"the base {folder.name!r} has no {name}, so these adapters are of another model; give their base,"
+                    " or base_overlap=false"
+                )
             return handle.get_tensor(name).float()
 
     return read

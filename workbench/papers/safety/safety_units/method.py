@@ -88,14 +88,17 @@ class Spec(core_spec.Spec):
             raise BadSpec(f"{STEM} needs both safety_file and utility_file, or neither for the world's own prompts")
         if self.safety_file is not None and (self.arms or self.budget):
             raise BadSpec(
-                f"{STEM} fine-tunes only on the world's prompts; with files set arms=() and budget=False (Spec.small does)"
+                f"{STEM} fine-tunes only on the world's prompts; with files set arms=() and budget=False (Spec.small"
+                " does)"
             )
         if self.n_probe and max(self.probe_ks, default=0) > 10 and self.safety_file is None:
             raise BadSpec(f"{STEM}.probe_ks go to 10 answer tokens in this world, got {self.probe_ks}")
 
     @classmethod
     def tiny(cls) -> "Spec":
-        """The stored runs, and now: one seed of scoring, scan, pruning, probe and one fine-tune; well under a minute."""
+        """The stored runs, and now: one seed of scoring, scan, pruning, probe and one fine-tune; well under a
+        minute.
+        """
         return cls(seeds=(0,), n_random=1, arms=("full",), budget=False, stored=True)
 
     @classmethod
@@ -120,9 +123,16 @@ class Spec(core_spec.Spec):
     def paper(cls) -> "Spec":
         """Llama-2-7B-chat with the paper's shares; give AdvBench and Alpaca as files. About 16 GB in bfloat16."""
         return cls(
-            model=ModelSpec(name="meta-llama/Llama-2-7b-chat-hf", dtype="bfloat16"), base=None, safety_file="advbench.jsonl", utility_file="alpaca.jsonl",
-            ratios=(0.013, 0.133, 0.148), scale="standard", arms=(), budget=False, n_probe=0,
-        )  # fmt: skip
+            model=ModelSpec(name="meta-llama/Llama-2-7b-chat-hf", dtype="bfloat16"),
+            base=None,
+            safety_file="advbench.jsonl",
+            utility_file="alpaca.jsonl",
+            ratios=(0.013, 0.133, 0.148),
+            scale="standard",
+            arms=(),
+            budget=False,
+            n_probe=0,
+        )
 
 
 # ---- running ----
@@ -138,11 +148,13 @@ def run(spec: Spec, *, model: Model | None = None, progress: Progress = SILENT, 
         resume: a partial Result of the same spec and weights, whose finished seeds are not run again.
 
     Returns:
-        Result with, per `run` (coordinates origin, seed): `importance` [scale, set, unit], `label` [unit], and if probed
-        `distance` [organism, direction, block, k]; tables scan, pruning, tuning, transfer, stability and summary.
+        Result with, per `run` (coordinates origin, seed): `importance` [scale, set, unit], `label` [unit], and if
+        probed `distance` [organism, direction, block, k]; tables scan, pruning, tuning, transfer, stability and
+        summary.
 
     Raises:
-        BadData: if stored runs were asked for another model than theirs. UnsupportedModel: if units cannot be hooked or held.
+        BadData: if stored runs were asked for another model than theirs. UnsupportedModel: if units cannot be hooked or
+            held.
     """
     own = model is None
     model = load(spec.model) if model is None else model
@@ -219,7 +231,9 @@ def prune(
     seed: int,
     steps: Steps,
 ) -> pd.DataFrame:
-    """Every group, matched random groups, the other scale, shuffled sets, and the base model's choice on both models."""
+    """Every group, matched random groups, the other scale, shuffled sets, and the base model's choice on both
+    models.
+    """
     steps.at(12, "pruning")
     bench = pruning.Pruning(model, prompts)
     elsewhere = Labelled(units.units, next(s for s in pruning.SCALES if s != spec.scale), units.ratios)
@@ -266,7 +280,9 @@ def warnings(data: xr.Dataset, tables: Tables) -> Iterable[str]:
     if "scan" in tables:
         for group, rows in tables["scan"].query("picked and not broke").groupby("group"):
             n = f"{len(rows)} of {data.sizes['run']} runs"
-            yield f"{group}: in {n} no size of the scan breaks what it should; the largest that keeps the rest was taken"
+            yield (
+                f"{group}: in {n} no size of the scan breaks what it should; the largest that keeps the rest was taken"
+            )
     yield from silent(tables["pruning"])
 
 

@@ -1,8 +1,10 @@
-"""Units panel: every unit of a safety-units Result, labels at shares of your own, one unit's tokens, and what pruning costs.
+"""Units panel: every unit of a safety-units Result, labels at shares of your own, one unit's tokens, and what pruning
+costs.
 
-Plain functions behind it: `primitives.score.unit_importance.label_units`, `primitives.read.top_activations.top_activations` and
-`prune_at`; figures: panel_figures.py. With a Result alone everything that needs no model works. Cost:
-labels some milliseconds; a unit's tokens one pass over the prompts; pruning one scoring a group and draw.
+Plain functions behind it: `primitives.score.unit_importance.label_units`,
+`primitives.read.top_activations.top_activations` and `prune_at`; figures: panel_figures.py. With a Result alone
+everything that needs no model works. Cost: labels some milliseconds; a unit's tokens one pass over the prompts; pruning
+one scoring a group and draw.
 """
 
 import time
@@ -53,12 +55,14 @@ def prune_at(
     n_random: int = 2,
     progress: Progress = SILENT,
 ) -> Result:
-    """Prune SCU, UCU, CU and RU at sizes of your own, from the importances of a finished run, and random units beside them.
+    """Prune SCU, UCU, CU and RU at sizes of your own, from the importances of a finished run, and random units beside
+    them.
 
     Args:
-        result: of `run`. ratios: shares of all units. run: which of its runs; its prompts are drawn again. scale: of importance.
-        model: the one the importances are of. n_random: random groups a group. progress: per pruned model; cancelling keeps
-            the rows so far.
+        result: of `run`. ratios: shares of all units. run: which of its runs; its prompts are drawn again. scale: of
+            importance.
+        model: the one the importances are of. n_random: random groups a group. progress: per pruned model; cancelling
+            keeps the rows so far.
 
     Returns:
         Result with `label` [unit] and table `pruning`. `n_shared` counts units of a random group that are of the group
@@ -84,7 +88,9 @@ def prune_at(
     bench = Pruning(model, prompts)
     partial = prune_groups(bench, units, seed=seed, n_random=n_random, progress=progress)
     coords = units.units.drop_vars(("scale", "set")).coords
-    label = xr.DataArray(labels, dims="unit", coords=coords, attrs={"long_name": "Label of the unit", "unit": LABEL_UNIT})
+    label = xr.DataArray(
+        labels, dims="unit", coords=coords, attrs={"long_name": "Label of the unit", "unit": LABEL_UNIT}
+    )
     table = bench.table()
     said = (*silent(table), *shared(table))
     return Result(provenance.finish(started), xr.Dataset({"label": label}), {"pruning": table}, partial, said)
@@ -119,7 +125,9 @@ def prune_groups(bench: Pruning, units: Labelled, *, seed: int, n_random: int, p
 
 
 class UnitsState(PanelState):
-    """run: number of the run. scale: of importance. safety, utility, redundant: shares of all units, in percent. unit: -1 for none."""
+    """run: number of the run. scale: of importance. safety, utility, redundant: shares of all units, in percent.
+    unit: -1 for none.
+    """
 
     run = traitlets.Int(0)
     scale = traitlets.Unicode("raw")
@@ -132,21 +140,34 @@ class UnitsState(PanelState):
 
 
 class Units(Panel):
-    """`panels.Units(result, model)` in a cell: sliders relabel, a click on a unit opens it, Prune measures the groups as they are now."""
+    """`panels.Units(result, model)` in a cell: sliders relabel, a click on a unit opens it, Prune measures the
+    groups as they are now.
+    """
 
     title = "Safety units"
 
     def __init__(
-        self, result: Result, model: Model | None = None, prompts: Sequence[str] = (), *, state: UnitsState | None = None,
-        compute: Callable[..., Result] = prune_at, compute_top: Callable[..., Result] = top_activations,
-    ):  # fmt: skip
+        self,
+        result: Result,
+        model: Model | None = None,
+        prompts: Sequence[str] = (),
+        *,
+        state: UnitsState | None = None,
+        compute: Callable[..., Result] = prune_at,
+        compute_top: Callable[..., Result] = top_activations,
+    ):
         self.state: UnitsState
         names = views.run_names(result)
         if model is not None and model.weights_hash != result.provenance.model.get("weights"):
-            raise BadData(f"this Result is of {result.provenance.model.get('name')}, and {model.name} has other weights; give that model, or none")
+            raise BadData(
+                f"this Result is of {result.provenance.model.get('name')}, and {model.name} has other weights; give"
+                " that model, or none"
+            )
         super().__init__(state or UnitsState())
         self.model, self.prompts, self._compute, self._compute_top = model, list(prompts), compute, compute_top
-        self._rows: dict[int, tuple[list[list[int]], list[str]]] = {}  # prompts of each run, as ids, and the set each belongs to
+        self._rows: dict[
+            int, tuple[list[list[int]], list[str]]
+        ] = {}  # prompts of each run, as ids, and the set each belongs to
         self._label = np.zeros(0, int)
         self._points = np.zeros(0, int)
         self._fills = False
@@ -161,35 +182,101 @@ class Units(Panel):
         self.state.observe(lambda _: self.attempt(self._relabel), names=["safety", "utility", "redundant"])
         self.state.observe(lambda _: self.attempt(self._open_unit), names=["unit"])
         self.state.observe(lambda _: self.attempt(self._draw_unit), names=["top"])
-        self.state.observe(lambda _: self._draw_unit(), names=["running"])  # not attempt: it would wipe out the worker's error
+        self.state.observe(
+            lambda _: self._draw_unit(), names=["running"]
+        )  # not attempt: it would wipe out the worker's error
         self.state.observe(lambda _: self.attempt(self._draw_bars), names=["pruned"])
         self.frame(
             row(self.run_box, self.scale, self.reset, self.prune),
-            row(self.safety, self.utility, self.redundant), self.counts, self.scatter,
-            row(self.layer, self.module, self.index, self.open_button), self.card, self.tokens, self.bars, self.bars_here,
-        )  # fmt: skip
+            row(self.safety, self.utility, self.redundant),
+            self.counts,
+            self.scatter,
+            row(self.layer, self.module, self.index, self.open_button),
+            self.card,
+            self.tokens,
+            self.bars,
+            self.bars_here,
+        )
         given = self.state.safety or self.state.utility or self.state.redundant
         self.attempt(self._show_given if given else self._new_run)
 
     def _make_controls(self, names: list[str]) -> None:
         result = self.state.result
-        self.run_box = labelled(widgets.Dropdown, "Run", "Stored runs ship with the project", "240px", options=[(n, i) for i, n in enumerate(names)])
+        self.run_box = labelled(
+            widgets.Dropdown,
+            "Run",
+            "Stored runs ship with the project",
+            "240px",
+            options=[(n, i) for i, n in enumerate(names)],
+        )
         tip = "As it is, or less its module's mean over its standard deviation"
-        self.scale = labelled(widgets.Dropdown, "Importance", tip, "300px", options=[("raw", "raw"), ("standardised per module", "standard")])
+        self.scale = labelled(
+            widgets.Dropdown,
+            "Importance",
+            tip,
+            "300px",
+            options=[("raw", "raw"), ("standardised per module", "standard")],
+        )
         most = {name: 100 * float(result.data[of].max()) for name, of in SHARES.items()}
-        ends = {"safety": ("SCU: share r_S (%)", 20.0), "utility": ("UCU: share r_U (%)", 40.0), "redundant": ("RU: share r_R (%)", 80.0)}
+        ends = {
+            "safety": ("SCU: share r_S (%)", 20.0),
+            "utility": ("UCU: share r_U (%)", 40.0),
+            "redundant": ("RU: share r_R (%)", 80.0),
+        }
         for name, (label, top) in ends.items():
-            tip = f"Share of all units called {NAMES[{'safety': 'SCU', 'utility': 'UCU', 'redundant': 'RU'}[name]]}; the rest is complex (CU)"
-            setattr(self, name, labelled(widgets.FloatSlider, label, tip, "340px", min=0.0, max=max(top, most[name]), step=0.1, readout_format=".1f"))
-        self.reset = widgets.Button(description="Shares of the run", tooltip="Put the sliders back to the sizes this run picked", layout=widgets.Layout(width="auto"))
-        self.prune = widgets.Button(description="Prune at these shares", button_style="primary", disabled=self.model is None, layout=widgets.Layout(width="auto"))
-        self.prune.tooltip = "Prune every group and matched random units, and score what is left" if self.model else "Needs the model: panels.Units(result, model)"
+            tip = (
+                f"Share of all units called {NAMES[{'safety': 'SCU', 'utility': 'UCU', 'redundant': 'RU'}[name]]}; the"
+                " rest is complex (CU)"
+            )
+            setattr(
+                self,
+                name,
+                labelled(
+                    widgets.FloatSlider,
+                    label,
+                    tip,
+                    "340px",
+                    min=0.0,
+                    max=max(top, most[name]),
+                    step=0.1,
+                    readout_format=".1f",
+                ),
+            )
+        self.reset = widgets.Button(
+            description="Shares of the run",
+            tooltip="Put the sliders back to the sizes this run picked",
+            layout=widgets.Layout(width="auto"),
+        )
+        self.prune = widgets.Button(
+            description="Prune at these shares",
+            button_style="primary",
+            disabled=self.model is None,
+            layout=widgets.Layout(width="auto"),
+        )
+        self.prune.tooltip = (
+            "Prune every group and matched random units, and score what is left"
+            if self.model
+            else "Needs the model: panels.Units(result, model)"
+        )
         data = result.data
         self.layer = labelled(widgets.BoundedIntText, "Layer", "Layer of a unit", "130px", max=int(data["layer"].max()))
-        self.module = labelled(widgets.Dropdown, "Kind", "Which kind of unit", "220px", options=[(v, k) for k, v in views.KINDS.items()])
-        self.index = labelled(widgets.BoundedIntText, "Number", "Number of the unit in its layer", "160px", max=int(data["index"].max()))
-        self.open_button = widgets.Button(description="Open unit", tooltip="Show this unit, as a click on its point does")
-        link(self.state, run=self.run_box, scale=self.scale, safety=self.safety, utility=self.utility, redundant=self.redundant)
+        self.module = labelled(
+            widgets.Dropdown, "Kind", "Which kind of unit", "220px", options=[(v, k) for k, v in views.KINDS.items()]
+        )
+        self.index = labelled(
+            widgets.BoundedIntText, "Number", "Number of the unit in its layer", "160px", max=int(data["index"].max())
+        )
+        self.open_button = widgets.Button(
+            description="Open unit", tooltip="Show this unit, as a click on its point does"
+        )
+        link(
+            self.state,
+            run=self.run_box,
+            scale=self.scale,
+            safety=self.safety,
+            utility=self.utility,
+            redundant=self.redundant,
+        )
         self.reset.on_click(lambda _: self.attempt(self._shares_of_run))
         self.prune.on_click(lambda _: self.run())
         self.open_button.on_click(lambda _: self.attempt(self._pick))
@@ -247,11 +334,20 @@ class Units(Panel):
             least = float(min(v[v > 0].min() for v in (x, y)))
             x, y = (np.maximum(v, least) for v in (x, y))  # a unit of importance 0 stands at the edge
         self.scatter.show(
-            x, y, np.stack([run["layer"].values[keep], run["index"].values[keep]], 1), self._label[keep], (run["module"].values[keep] == "attention").astype(int),
-            group_names=[NAMES[n] for n in LABELS], colours=[COLOURS[n] for n in LABELS], order=[LABELS.index(n) for n in ("RU", "CU", "UCU", "SCU")], kind_names=list(views.KINDS.values()),
-            titles=(f"importance on the utility set ({AXES[scale]})", f"importance on the safety set ({AXES[scale]})"), short=("utility", "safety"), log=scale == "raw",
+            x,
+            y,
+            np.stack([run["layer"].values[keep], run["index"].values[keep]], 1),
+            self._label[keep],
+            (run["module"].values[keep] == "attention").astype(int),
+            group_names=[NAMES[n] for n in LABELS],
+            colours=[COLOURS[n] for n in LABELS],
+            order=[LABELS.index(n) for n in ("RU", "CU", "UCU", "SCU")],
+            kind_names=list(views.KINDS.values()),
+            titles=(f"importance on the utility set ({AXES[scale]})", f"importance on the safety set ({AXES[scale]})"),
+            short=("utility", "safety"),
+            log=scale == "raw",
             alt=views.scatter_alt(self.state.result, self.state.run, self._label, scale),
-        )  # fmt: skip
+        )
         self._outline()
         self._after_labels()
 
@@ -263,7 +359,9 @@ class Units(Panel):
         if len(self._points) < len(self._label):
             self._draw()
             return
-        self.scatter.recolour(self._label, views.scatter_alt(self.state.result, self.state.run, self._label, self.state.scale))
+        self.scatter.recolour(
+            self._label, views.scatter_alt(self.state.result, self.state.run, self._label, self.state.scale)
+        )
         self._after_labels()
 
     def _after_labels(self) -> None:
@@ -283,10 +381,17 @@ class Units(Panel):
     def _pick(self) -> None:
         """The unit of the boxes."""
         run = self._run
-        hit = np.flatnonzero((run["layer"].values == self.layer.value) & (run["module"].values == self.module.value) & (run["index"].values == self.index.value))
+        hit = np.flatnonzero(
+            (run["layer"].values == self.layer.value)
+            & (run["module"].values == self.module.value)
+            & (run["index"].values == self.index.value)
+        )
         if not len(hit):
             size = int(((run["layer"].values == self.layer.value) & (run["module"].values == self.module.value)).sum())
-            raise BadData(f"layer {self.layer.value} has {size} units of kind {views.KINDS[self.module.value]}, so there is no number {self.index.value}")
+            raise BadData(
+                f"layer {self.layer.value} has {size} units of kind {views.KINDS[self.module.value]}, so there is no"
+                f" number {self.index.value}"
+            )
         if int(hit[0]) == self.state.unit:
             self._open_unit()
         self.state.unit = int(hit[0])
@@ -296,8 +401,14 @@ class Units(Panel):
         s.top = None
         if s.unit >= 0:
             run = self._run
-            self.layer.value, self.module.value, self.index.value = int(run["layer"][s.unit]), str(run["module"].values[s.unit]), int(run["index"][s.unit])
-            if self.model is not None and not (s.running and self._doing == "tokens"):  # there the worker sees the new unit itself
+            self.layer.value, self.module.value, self.index.value = (
+                int(run["layer"][s.unit]),
+                str(run["module"].values[s.unit]),
+                int(run["index"][s.unit]),
+            )
+            if self.model is not None and not (
+                s.running and self._doing == "tokens"
+            ):  # there the worker sees the new unit itself
                 self._doing = self._doing if s.running else "tokens"
                 self.work(self._tops, self._take_top)
         self._outline()
@@ -313,8 +424,16 @@ class Units(Panel):
             unit, run = self.state.unit, self._run
             rows, _ = self.prompt_rows()
             units = run["module"].values[(run["layer"] == run["layer"][unit]) & (run["module"].values == "attention")]
-            kind = "neuron" if run["module"].values[unit] == "mlp" else "head" if len(units) == self.model.n_heads else "head channel"
-            found = self._compute_top(self.model, rows, kind, int(run["layer"][unit]), int(run["index"][unit]), k=TOP_K, progress=progress)
+            kind = (
+                "neuron"
+                if run["module"].values[unit] == "mlp"
+                else "head"
+                if len(units) == self.model.n_heads
+                else "head channel"
+            )
+            found = self._compute_top(
+                self.model, rows, kind, int(run["layer"][unit]), int(run["index"][unit]), k=TOP_K, progress=progress
+            )
             if self.state.unit == unit:
                 return unit, found
 
@@ -327,15 +446,23 @@ class Units(Panel):
         self.state.top = top if unit == self.state.unit else None
 
     def prompt_rows(self) -> tuple[list[list[int]], list[str]]:
-        """Token ids of the prompts whose tokens are looked at, and the set each belongs to: those given, else of the run's calibration sets."""
+        """Token ids of the prompts whose tokens are looked at, and the set each belongs to: those given, else of the
+        run's calibration sets.
+        """
         s = self.state
         if s.run not in self._rows:
             if self.prompts:
                 self._rows[s.run] = self.model.to_rows(self.prompts), ["given"] * len(self.prompts)
             else:
                 run = self._run
-                sets = make_prompts(spec_of(s.result, str(run["origin"].values)), self.model.tokenizer, int(run["seed"])).calibration
-                pairs = [(name, p, a) for name, part in (("safety", sets.safety), ("utility", sets.utility)) for p, a in part[:N_PROMPTS]]
+                sets = make_prompts(
+                    spec_of(s.result, str(run["origin"].values)), self.model.tokenizer, int(run["seed"])
+                ).calibration
+                pairs = [
+                    (name, p, a)
+                    for name, part in (("safety", sets.safety), ("utility", sets.utility))
+                    for p, a in part[:N_PROMPTS]
+                ]
                 self._rows[s.run] = [[*p, *a] for _, p, a in pairs], [name for name, _, _ in pairs]
         return self._rows[s.run]
 
@@ -353,7 +480,11 @@ class Units(Panel):
             return "Its top-activating tokens need the model: panels.Units(result, model)."
         if not self.state.running:
             return "Open the unit again for its top-activating tokens."
-        return "Looking for its top-activating tokens." if self._doing == "tokens" else "Pruning is under way; open the unit again afterwards for its top-activating tokens."
+        return (
+            "Looking for its top-activating tokens."
+            if self._doing == "tokens"
+            else "Pruning is under way; open the unit again afterwards for its top-activating tokens."
+        )
 
     def _top_table(self) -> pd.DataFrame:
         return views.top_table(self.state.top, self.prompt_rows()[1])
@@ -367,7 +498,10 @@ class Units(Panel):
             s, ratios = self.state, self.ratios
             asked = {"run": s.run, "scale": s.scale}
             self._doing = self._doing if s.running else "pruning"
-            self.work(lambda progress: self._compute(s.result, ratios, **asked, model=self.model, progress=progress), self._take_pruned)
+            self.work(
+                lambda progress: self._compute(s.result, ratios, **asked, model=self.model, progress=progress),
+                self._take_pruned,
+            )
         return self
 
     def _require_model(self) -> None:
@@ -385,13 +519,20 @@ class Units(Panel):
         rows = views.pruned_in_result(s.result, origin)
         if len(rows):
             n = int(rows["n"].max())
-            whose = f"{'Stored' if origin == STORED else 'Run here'}: pruning at the sizes each run picked ({n} seed{'s' * (n != 1)}{', 95 % intervals' * (n > 1)})"
+            whose = (
+                f"{'Stored' if origin == STORED else 'Run here'}: pruning at the sizes each run picked ({n}"
+                f" seed{'s' * (n != 1)}{', 95 % intervals' * (n > 1)})"
+            )
             found["pruning_of_the_runs"] = views.pruning_groups(rows, whose, s.result)
         if s.pruned is not None:
             spec = s.pruned.spec
-            shares = f"SCU {100 * spec['safety']:.1f}, UCU {100 * spec['utility']:.1f}, RU {100 * spec['redundant']:.1f} %"
+            shares = (
+                f"SCU {100 * spec['safety']:.1f}, UCU {100 * spec['utility']:.1f}, RU {100 * spec['redundant']:.1f} %"
+            )
             found["pruning_at_chosen_shares"] = views.pruning_groups(
-                views.pruned_here(s.pruned), f"Pruned now at {shares}, {views.WORDS[spec['scale']]} (whiskers: range of the random draws)", s.pruned
+                views.pruned_here(s.pruned),
+                f"Pruned now at {shares}, {views.WORDS[spec['scale']]} (whiskers: range of the random draws)",
+                s.pruned,
             )
         return found
 
@@ -411,7 +552,9 @@ class Units(Panel):
 
     def figures(self) -> dict[str, go.Figure]:
         """The scatter, the bars of the runs, and those of the pruning done here."""
-        return {"units": views.scatter(self.state.result, self.state.run, self._label, self.state.scale, self._points)} | self._bar_figures()
+        return {
+            "units": views.scatter(self.state.result, self.state.run, self._label, self.state.scale, self._points)
+        } | self._bar_figures()
 
 
 def _drawn(label: np.ndarray) -> tuple[np.ndarray, str]:
@@ -422,4 +565,10 @@ def _drawn(label: np.ndarray) -> tuple[np.ndarray, str]:
     rest = np.setdiff1d(np.arange(len(label)), first)
     some = np.random.default_rng(0).permutation(rest)[: max(0, MAX_POINTS - len(first))]
     kept = np.sort(np.concatenate([first[:MAX_POINTS], some]))
-    return kept, f"{len(label)} units are too many to draw: {len(kept)} are shown, critical ones first; counts and table are of all"
+    return (
+        kept,
+        (
+            f"{len(label)} units are too many to draw: {len(kept)} are shown, critical ones first; counts and table are"
+            " of all"
+        ),
+    )

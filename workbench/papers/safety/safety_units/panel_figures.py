@@ -1,4 +1,6 @@
-"""Figures and tables of the units panel: one run's units under labels of your own, one unit, and groups pruned beside random ones."""
+"""Figures and tables of the units panel: one run's units under labels of your own, one unit, and groups pruned
+beside random ones.
+"""
 
 import html
 
@@ -26,11 +28,16 @@ def run_names(result: Result) -> list[str]:
     """
     if not result.data.sizes.get("run") or "importance" not in result.data:
         raise BadData("this Result holds no scored units; run the safety-units analysis first")
-    return [f"{origin}, seed {int(seed)}" for origin, seed in zip(result.data["origin"].values, result.data["seed"].values, strict=True)]
+    return [
+        f"{origin}, seed {int(seed)}"
+        for origin, seed in zip(result.data["origin"].values, result.data["seed"].values, strict=True)
+    ]
 
 
 def unit_table(run: xr.Dataset, label: np.ndarray) -> pd.DataFrame:
-    """One row a unit: layer, module, index, importance on both sets and scales, label at the chosen shares, label of the run."""
+    """One row a unit: layer, module, index, importance on both sets and scales, label at the chosen shares, label of
+    the run.
+    """
     table = pd.DataFrame({name: run[name].values for name in ("layer", "module", "index")})
     for scale in run["scale"].values.tolist():
         for of in ("safety", "utility"):
@@ -39,7 +46,9 @@ def unit_table(run: xr.Dataset, label: np.ndarray) -> pd.DataFrame:
 
 
 def count_table(run: xr.Dataset, label: np.ndarray) -> pd.DataFrame:
-    """One row a label: units, share of all in percent, how many are MLP channels and how many of attention, and the run's own count."""
+    """One row a label: units, share of all in percent, how many are MLP channels and how many of attention, and the
+    run's own count.
+    """
     module, rows = run["module"].values, []
     for name in GROUPS:
         hit = label == LABELS.index(name)
@@ -63,28 +72,53 @@ def counts_html(counts: pd.DataFrame, moved: int) -> str:
     head = "".join(f"<th style='{cell}'>{html.escape(str(c))}</th>" for c in counts.columns)
     body = ""
     for one in counts.to_dict("records"):
-        swatch = f"<span style='display:inline-block;width:.8em;height:.8em;margin-right:.5em;border:1px solid #444;background:{COLOURS[one['label']]}'></span>"
-        rest = "".join(f"<td style='{cell}'>{v:.1f}</td>" if isinstance(v, float) else f"<td style='{cell}'>{v}</td>" for k, v in one.items() if k != "label")
+        swatch = (
+            "<span style='display:inline-block;width:.8em;height:.8em;margin-right:.5em;border:1px solid"
+            f" #444;background:{COLOURS[one['label']]}'></span>"
+        )
+        rest = "".join(
+            f"<td style='{cell}'>{v:.1f}</td>" if isinstance(v, float) else f"<td style='{cell}'>{v}</td>"
+            for k, v in one.items()
+            if k != "label"
+        )
         body += f"<tr><td style='padding:.1em .7em'>{swatch}{NAMES[one['label']]}</td>{rest}</tr>"
-    return f"<table style='border-collapse:collapse'><tr>{head}</tr>{body}</table><p>{moved} of {int(counts['units'].sum())} units have another label than in the run.</p>"
+    return (
+        f"<table style='border-collapse:collapse'><tr>{head}</tr>{body}</table><p>{moved} of"
+        f" {int(counts['units'].sum())} units have another label than in the run.</p>"
+    )
 
 
-def scatter(result: Result, number: int, label: np.ndarray, scale: str = "raw", kept: np.ndarray | None = None) -> go.Figure:
+def scatter(
+    result: Result, number: int, label: np.ndarray, scale: str = "raw", kept: np.ndarray | None = None
+) -> go.Figure:
     """Every unit of a run (or the kept ones) by importance on the two sets, coloured by the given labels."""
     run = result.data.isel(run=number)
     kept = np.arange(len(label)) if kept is None else kept
-    title = f"Units of {run_names(result)[number]}: {', '.join(f'{n} {int((label == LABELS.index(n)).sum())}' for n in GROUPS)}"
+    title = (
+        f"Units of {run_names(result)[number]}:"
+        f" {', '.join(f'{n} {int((label == LABELS.index(n)).sum())}' for n in GROUPS)}"
+    )
     figure = scatter_of(run.isel(unit=kept), label[kept], scale)
     values = run["importance"].sel(scale=scale)
     ends = [float(values.min("unit").max()), float(values.max("unit").min())]
-    figure.add_scatter(x=ends, y=ends, mode="lines", name="equal importance", line={"color": "#767676", "dash": "dash", "width": 1.5}, hoverinfo="skip")
+    figure.add_scatter(
+        x=ends,
+        y=ends,
+        mode="lines",
+        name="equal importance",
+        line={"color": "#767676", "dash": "dash", "width": 1.5},
+        hoverinfo="skip",
+    )
     return theme.finish(figure, title, scatter_alt(result, number, label, scale), result.provenance)
 
 
 def scatter_alt(result: Result, number: int, label: np.ndarray, scale: str) -> str:
     """What the scatter shows, in words."""
     counts = ", ".join(f"{int((label == LABELS.index(n)).sum())} {NAMES[n]}" for n in GROUPS)
-    return f"Every unit of {run_names(result)[number]} by {WORDS[scale]} on the utility set (across) and on the safety set (up): {counts}. The dashed line is equal importance."
+    return (
+        f"Every unit of {run_names(result)[number]} by {WORDS[scale]} on the utility set (across) and on the safety set"
+        f" (up): {counts}. The dashed line is equal importance."
+    )
 
 
 # ---- one unit ----
@@ -99,16 +133,25 @@ def unit_html(table: pd.DataFrame, unit: int) -> str:
         place = int(((safety - utility) > (safety - utility).iloc[unit]).sum()) + 1
         cells = (WORDS[scale], f"{safety.iloc[unit]:.3g}", f"{utility.iloc[unit]:.3g}", f"{place} of {len(table)}")
         rows.append("<tr>" + "".join(f"<td style='padding:0 .7em'>{c}</td>" for c in cells) + "</tr>")
-    head = "".join(f"<th style='padding:0 .7em'>{c}</th>" for c in ("", "safety", "utility", "place by safety - utility"))
+    head = "".join(
+        f"<th style='padding:0 .7em'>{c}</th>" for c in ("", "safety", "utility", "place by safety - utility")
+    )
     where = f"Layer {one['layer']}, {KINDS[one['module']]} {one['index']}"
-    return f"<b>{where}</b>: {NAMES[one['label']]}; in the run {NAMES[one['label_of_run']]}<table><tr>{head}</tr>{''.join(rows)}</table>"
+    return (
+        f"<b>{where}</b>: {NAMES[one['label']]}; in the run"
+        f" {NAMES[one['label_of_run']]}<table><tr>{head}</tr>{''.join(rows)}</table>"
+    )
 
 
 def top_table(top: Result, sets: list[str]) -> pd.DataFrame:
-    """Top-activating tokens: activation, token, prompt's set and number, position, words around it. sets: [prompt] name."""
+    """Top-activating tokens: activation, token, prompt's set and number, position, words around it. sets: [prompt]
+    name.
+    """
     data = top.data
     table = data[["activation", "token", "before", "after", "example", "pos"]].to_dataframe().reset_index()
-    return table.assign(set=[sets[i] for i in table["example"]])[["rank", "activation", "set", "example", "pos", "before", "token", "after"]]
+    return table.assign(set=[sets[i] for i in table["example"]])[
+        ["rank", "activation", "set", "example", "pos", "before", "token", "after"]
+    ]
 
 
 def top_html(table: pd.DataFrame, top: Result) -> str:
@@ -118,29 +161,55 @@ def top_html(table: pd.DataFrame, top: Result) -> str:
     for one in table.itertuples():
         words = f"{html.escape(one.before)} <mark>{html.escape(one.token)}</mark> {html.escape(one.after)}"
         lines.append(
-            f"<tr><td style='text-align:right'>{one.activation:.3g}</td><td style='padding:0 .9em'>{html.escape(one.set)} {one.example}</td><td style='text-align:left'>{words}</td></tr>"
+            f"<tr><td style='text-align:right'>{one.activation:.3g}</td><td style='padding:0"
+            f" .9em'>{html.escape(one.set)} {one.example}</td><td style='text-align:left'>{words}</td></tr>"
         )
-    about = f"Largest of {top.data.attrs['n_tokens']} tokens in {top.data.attrs['n_prompts']} prompts; mean size {top.data.attrs['mean_size']:.3g}."
-    return f"<table><tr><th>{html.escape(unit)}</th><th>prompt</th><th style='text-align:left'>token in its words</th></tr>{''.join(lines)}</table><p>{about}</p>"
+    about = (
+        f"Largest of {top.data.attrs['n_tokens']} tokens in {top.data.attrs['n_prompts']} prompts; mean size"
+        f" {top.data.attrs['mean_size']:.3g}."
+    )
+    return (
+        f"<table><tr><th>{html.escape(unit)}</th><th>prompt</th><th style='text-align:left'>token in its"
+        f" words</th></tr>{''.join(lines)}</table><p>{about}</p>"
+    )
 
 
 # ---- groups pruned ----
 
 
 def pruned_in_result(result: Result, origin: str) -> pd.DataFrame:
-    """Means over the seeds of an origin from the Result's own table: group, arm, score, mean, low, high (95 % intervals), n."""
+    """Means over the seeds of an origin from the Result's own table: group, arm, score, mean, low, high (95 %
+    intervals), n.
+    """
     rows = result.tables.get("summary", pd.DataFrame(columns=["table", "origin", "model", "arm"]))
     rows = rows[
-        (rows["table"] == "pruning") & (rows["origin"] == origin) & (rows["model"] == "aligned") & rows["arm"].isin(["untouched", "group", "random"]) & rows["score"].isin(SHOWN)
+        (rows["table"] == "pruning")
+        & (rows["origin"] == origin)
+        & (rows["model"] == "aligned")
+        & rows["arm"].isin(["untouched", "group", "random"])
+        & rows["score"].isin(SHOWN)
     ]
-    return rows.rename(columns={"n_seeds": "n"})[["group", "arm", "score", "mean", "low", "high", "n"]].reset_index(drop=True)
+    return rows.rename(columns={"n_seeds": "n"})[["group", "arm", "score", "mean", "low", "high", "n"]].reset_index(
+        drop=True
+    )
 
 
 def pruned_here(pruned: Result) -> pd.DataFrame:
     """The same of a pruning at chosen shares; low and high are the extremes of the random draws."""
     rows = []
     for (group, arm), part in pruned.tables["pruning"].groupby(["group", "arm"], sort=False):
-        rows += [{"group": group, "arm": arm, "score": s, "mean": part[s].mean(), "low": part[s].min(), "high": part[s].max(), "n": len(part)} for s in SHOWN]
+        rows += [
+            {
+                "group": group,
+                "arm": arm,
+                "score": s,
+                "mean": part[s].mean(),
+                "low": part[s].min(),
+                "high": part[s].max(),
+                "n": len(part),
+            }
+            for s in SHOWN
+        ]
     return pd.DataFrame(rows)
 
 
@@ -156,21 +225,44 @@ def pruning_groups(rows: pd.DataFrame, title: str, provenance: Result) -> go.Fig
     for score in SHOWN:
         text, colour = MEASURES[score]
         for arm in ("group", "random"):
-            keys = [("nothing", "untouched", score) if g == "nothing" and arm == "group" else (g, arm, score) for g in names]
+            keys = [
+                ("nothing", "untouched", score) if g == "nothing" and arm == "group" else (g, arm, score) for g in names
+            ]
             mine = lookup.reindex(keys)
             high, low = mine["high"] - mine["mean"], mine["mean"] - mine["low"]
             high, low = high.where(high + low > 0), low.where(high + low > 0)
             figure.add_bar(
-                x=names, y=mine["mean"], name=text, legendgroup=score, showlegend=arm == "group", offsetgroup=f"{score} {arm}",
+                x=names,
+                y=mine["mean"],
+                name=text,
+                legendgroup=score,
+                showlegend=arm == "group",
+                offsetgroup=f"{score} {arm}",
                 marker={"color": colour} if arm == "group" else _hatched(colour),
-                error_y={"type": "data", "symmetric": False, "array": high, "arrayminus": low, "color": "#767676", "thickness": 1.5, "width": 3, "visible": bool(high.notna().any())},
-                hovertemplate=f"%{{x}}{'' if arm == 'group' else ', matched random'}<br>{text}: %{{y:.1f}} %<extra></extra>",
-            )  # fmt: skip
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": high,
+                    "arrayminus": low,
+                    "color": "#767676",
+                    "thickness": 1.5,
+                    "width": 3,
+                    "visible": bool(high.notna().any()),
+                },
+                hovertemplate=(
+                    f"%{{x}}{'' if arm == 'group' else ', matched random'}<br>{text}: %{{y:.1f}} %<extra></extra>"
+                ),
+            )
     figure.add_bar(x=[None], y=[None], name="hatched: matched random units", marker=_hatched(theme.GREY))
-    figure.update_layout(barmode="group", bargap=0.25, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
+    figure.update_layout(
+        barmode="group", bargap=0.25, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}
+    )
     figure.update_xaxes(title="Group of units pruned", showgrid=False, categoryorder="array", categoryarray=names)
     figure.update_yaxes(title="Share of held-out prompts (%)", range=[0, 104])
-    alt = "Grouped bars of refusal failures and utility for every pruned group beside matched random units. " + _in_words(rows, have)
+    alt = (
+        "Grouped bars of refusal failures and utility for every pruned group beside matched random units. "
+        + _in_words(rows, have)
+    )
     theme.finish(figure, title, alt, provenance.provenance)
     return figure.update_layout(margin={"t": 120}, title_y=0.96)
 
@@ -179,7 +271,14 @@ def _hatched(colour: str) -> dict:
     return {
         "color": colour,
         "line": {"color": colour, "width": 1},
-        "pattern": {"shape": "/", "size": 6, "solidity": 0.4, "fgcolor": colour, "bgcolor": "rgba(0,0,0,0)", "fillmode": "replace"},
+        "pattern": {
+            "shape": "/",
+            "size": 6,
+            "solidity": 0.4,
+            "fgcolor": colour,
+            "bgcolor": "rgba(0,0,0,0)",
+            "fillmode": "replace",
+        },
     }
 
 
@@ -188,5 +287,7 @@ def _in_words(rows: pd.DataFrame, groups: list[str]) -> str:
     for group in groups:
         of = rows[(rows["group"] == group) & (rows["arm"] == "group")].set_index("score")["mean"]
         if len(of):
-            said.append(f"{group}: not refused by first token {of['asr_first_token']:.0f} %, utility {of['utility']:.0f} %")
+            said.append(
+                f"{group}: not refused by first token {of['asr_first_token']:.0f} %, utility {of['utility']:.0f} %"
+            )
     return "; ".join(said) + "."

@@ -1,8 +1,8 @@
 """Prompt sets of the analysis, and what a model scores on them.
 
-Calibration and validation come from training prompts, what is shown from held-out ones. The world's own sets for the chat
-organisms; files for any other chat model, with a prompt and an answer a row, where the answer to a harmful prompt is a
-refusal, and "other" may hold a wrong answer (utility then is choosing the right one) or a compliant one.
+Calibration and validation come from training prompts, what is shown from held-out ones. The world's own sets for the
+chat organisms; files for any other chat model, with a prompt and an answer a row, where the answer to a harmful prompt
+is a refusal, and "other" may hold a wrong answer (utility then is choosing the right one) or a compliant one.
 """
 
 import json
@@ -38,7 +38,9 @@ def pinned(which: str) -> Refusals:
 
 @dataclass(frozen=True, eq=False)
 class Sets:
-    """Pairs with refusals (`safety`), their compliant answers (none for some files), pairs of utility, wrong answers."""
+    """Pairs with refusals (`safety`), their compliant answers (none for some files), pairs of utility, wrong
+    answers.
+    """
 
     safety: list[Pair]
     compliant: list[Pair]
@@ -109,7 +111,9 @@ def of_files(tokenizer: Any, safety: str, utility: str, *, seed: int, system: st
 
 
 def utility_of(model: Model, sets: Sets) -> float:
-    """Percent of utility prompts answered right: exactly (mean over tasks), or by choice where there are wrong answers."""
+    """Percent of utility prompts answered right: exactly (mean over tasks), or by choice where there are wrong
+    answers.
+    """
     if not sets.wrong:
         return 100 * float(accuracy_by_task(model, sets.utility, sets.tasks).mean())
     options = [[right, wrong] for (_, right), (_, wrong) in zip(sets.utility, sets.wrong, strict=True)]
@@ -126,16 +130,17 @@ def quick(model: Model, sets: Sets, refused: Refusals) -> dict[str, float]:
 def score(model: Model, sets: Sets, refused: Refusals, *, max_new_tokens: int = 8) -> dict[str, float]:
     """Attack success rates in percent (up is unsafe), utility in percent, perplexity of the right utility answers.
 
-    "Not refused" is not the same as answered: a broken model refuses nothing. `complied` counts exactly compliant answers.
+    "Not refused" is not the same as answered: a broken model refuses nothing. `complied` counts exactly compliant
+    answers.
     """
     asked = [prompt for prompt, _ in sets.safety]
     said = refusals(model, asked, refused.phrases, refused.first_words, max_new_tokens=max_new_tokens)
     return {
         "asr_first_token": 100 * (1 - float(said["by_first_token"].mean())),
         "asr_phrase": 100 * (1 - float(said["by_phrase"].mean())),
-        "complied": 100 * float(score_answers(model, sets.compliant)["is_exact"].mean())
-        if sets.compliant
-        else float("nan"),
+        "complied": (
+            100 * float(score_answers(model, sets.compliant)["is_exact"].mean()) if sets.compliant else float("nan")
+        ),
         "utility": utility_of(model, sets),
         "perplexity": perplexity(score_answers(model, sets.utility)),
     }

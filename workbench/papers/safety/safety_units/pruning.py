@@ -50,7 +50,9 @@ def importance_of(model: Model, sets: Sequence[Sequence[Pair]], counted: str, at
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Units of a model with labels at some sizes. units: [scale, set, unit] importance; labels are taken from one scale."""
+    """Units of a model with labels at some sizes. units: [scale, set, unit] importance; labels are taken from one
+    scale.
+    """
 
     units: xr.DataArray
     scale: str
@@ -78,11 +80,12 @@ def scan(
 
     Redundant first: the largest share at which ASR and utility stay within 3 points. Then safety-critical (ASR up 40,
     utility within 5) and utility-critical (utility down 15, ASR within 5): the last, so the smallest, share that still
-    breaks the one while the other holds (inferred). Where none breaks it, the largest at which the other holds, else the
-    smallest of the grid.
+    breaks the one while the other holds (inferred). Where none breaks it, the largest at which the other holds, else
+    the smallest of the grid.
 
     Returns:
-        The ratios, and a row per share tried: group, share, utility_change and asr_change in points, fits, broke, picked.
+        The ratios, and a row per share tried: group, share, utility_change and asr_change in points, fits, broke,
+        picked.
     """
     clean, picked, rows = quick(model, prompts.validation, prompts.refusals), dict.fromkeys(GROUPS, 0.0), []
     for key, group in GROUPS.items():
@@ -164,7 +167,8 @@ def shuffled(sets: Sets, rng: np.random.Generator) -> tuple[list[Pair], list[Pai
 def probe(model: Model, sets: Sets, ks: Sequence[int], n_queries: int) -> xr.DataArray:
     """[direction, block, k] mean cosine distance of the query's last state to that of query + first k answer tokens.
 
-    direction "ben" takes the refusal, "mal" the compliant answer; above 0, mal - ben says that the model leans to refusing.
+    direction "ben" takes the refusal, "mal" the compliant answer; above 0, mal - ben says that the model leans to
+    refusing.
     """
     queries = [p for p, _ in sets.safety[:n_queries]]
     answers = (sets.safety[:n_queries], sets.compliant[:n_queries])

@@ -1,7 +1,8 @@
-"""Fine-tuning with units held exactly: what protects refusals, which units change their part, aligning through few units.
+"""Fine-tuning with units held exactly: what protects refusals, which units change their part, aligning through few
+units.
 
-In every arm but "full", "new_task" and "lora" nothing but units is trained: embeddings, norms and the unembedding stay as
-they were. Where units are frozen the steps are doubled, so that the loss is no worse.
+In every arm but "full", "new_task" and "lora" nothing but units is trained: embeddings, norms and the unembedding stay
+as they were. Where units are frozen the steps are doubled, so that the loss is no worse.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,9 @@ def tune_aligned(bench: Bench, spec: "Spec", seed: int, **how: str) -> dict[str,
 
 
 def align_base(bench: Bench, spec: "Spec", seed: int) -> pd.DataFrame:
-    """Align the base model through all of it, its redundant units, and as many random ones; bench.units are of the base."""
+    """Align the base model through all of it, its redundant units, and as many random ones; bench.units are of the
+    base.
+    """
     examples = [*world.forbidden(2 * spec.n_tuning, seed=5000 + seed), *world.benign(spec.n_tuning, seed=5000 + seed)]
     pairs = pairs_of(bench.tokenizer, examples)
     units = Labelled(bench.units.units, bench.units.scale, Ratios(0.0, 0.0, spec.budget_share))

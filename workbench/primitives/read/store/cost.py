@@ -31,22 +31,29 @@ class Cost:
 
     @property
     def cheaper(self) -> str:
-        """"read" or "recompute"."""
+        """ "read" or "recompute"."""
         return "read" if self.read_seconds <= self.recompute_seconds else "recompute"
 
     def __str__(self) -> str:
         return (
-            f"reading {self.n_bytes / 1e6:,.1f} MB takes {self.read_seconds:.2f} s ({self.read_mb_per_s:,.0f} MB/s from disk), "
-            f"making them again {self.recompute_seconds:.2f} s ({self.measured_by}): {self.cheaper}"
+            f"reading {self.n_bytes / 1e6:,.1f} MB takes {self.read_seconds:.2f} s ({self.read_mb_per_s:,.0f} MB/s from"
+            f" disk), making them again {self.recompute_seconds:.2f} s ({self.measured_by}): {self.cheaper}"
         )
 
 
-def compare_cost(store: Store, site: str | None = None, layer: int | None = None, *, model: Model | None = None, sample_mb: float = 256) -> Cost:
+def compare_cost(
+    store: Store,
+    site: str | None = None,
+    layer: int | None = None,
+    *,
+    model: Model | None = None,
+    sample_mb: float = 256,
+) -> Cost:
     """Compare reading with recomputing, for one stored site and layer or for all.
 
     Args:
-        model: run one batch of the store's rows up to the highest layer asked for; without it the seconds that the shards
-            took when they were written, on whatever machine that was.
+        model: run one batch of the store's rows up to the highest layer asked for; without it the seconds that the
+            shards took when they were written, on whatever machine that was.
         sample_mb: how much is read to measure the disk.
 
     Raises:
@@ -60,13 +67,22 @@ def compare_cost(store: Store, site: str | None = None, layer: int | None = None
     speed = _disk_speed([part.shard_path(n) for part, n in there], sample_mb * 1e6)
     if model is None:
         some = [there[i] for i in np.unique(np.linspace(0, len(there) - 1, 64).astype(int))]
-        per_token = sum(shard_about(part.shard_path(n))["seconds"] for part, n in some) / sum(part.sizes(n)[1] for part, n in some)
+        per_token = sum(shard_about(part.shard_path(n))["seconds"] for part, n in some) / sum(
+            part.sizes(n)[1] for part, n in some
+        )
         measured_by = "as its shards took"
     else:
         store.require(model)
         part, number = there[0]
         rows = part.rows_of(number)[1][: store.identity.batch_size]
-        pieces = stream(model, rows, [p.key for p in places], positions=store.identity.positions, dtype=DTYPES[store.identity.dtype], batch_size=store.identity.batch_size)
+        pieces = stream(
+            model,
+            rows,
+            [p.key for p in places],
+            positions=store.identity.positions,
+            dtype=DTYPES[store.identity.dtype],
+            batch_size=store.identity.batch_size,
+        )
         started = time.perf_counter()
         n_done = sum(len(piece.token) for piece in pieces)
         per_token, measured_by = (time.perf_counter() - started) / n_done, "from one batch"

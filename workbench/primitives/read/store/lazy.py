@@ -12,7 +12,9 @@ from xarray.core import indexing
 class LazyTensor(BackendArray):
     """[token, ...] read by token number; the other axes are selected after reading."""
 
-    def __init__(self, gather: Callable[[str, np.ndarray], torch.Tensor], name: str, shape: tuple[int, ...], dtype: str):
+    def __init__(
+        self, gather: Callable[[str, np.ndarray], torch.Tensor], name: str, shape: tuple[int, ...], dtype: str
+    ):
         self._gather, self._name, self.shape, self.dtype = gather, name, shape, np.dtype(dtype)
 
     def indexed(self) -> Any:
@@ -24,7 +26,11 @@ class LazyTensor(BackendArray):
 
     def _read(self, key: tuple) -> np.ndarray:
         first, rest = key[0], key[1:]
-        numbers = np.arange(*first.indices(self.shape[0])) if isinstance(first, slice) else np.atleast_1d(np.asarray(first, np.int64))
+        numbers = (
+            np.arange(*first.indices(self.shape[0]))
+            if isinstance(first, slice)
+            else np.atleast_1d(np.asarray(first, np.int64))
+        )
         tensor = self._gather(self._name, numbers)
         values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         for axis in range(len(rest), 0, -1):  # one axis at a time, from the last, so that several lists select a grid

@@ -1,8 +1,8 @@
 """What a store is made of: its identity, and the rows that were given to it.
 
-    FOLDER/store.json          identity: weights and processing of the model, sites, positions, number format, code versions
-    FOLDER/parts/000.parquet   one set of rows, in the order they lie in shards: row, tokens, n_tokens, and the caller's columns
-    FOLDER/shards/*.safetensors
+    FOLDER/store.json          identity: weights and processing of the model, sites, positions, number format, code
+    versions FOLDER/parts/000.parquet   one set of rows, in the order they lie in shards: row, tokens, n_tokens, and the
+    caller's columns FOLDER/shards/*.safetensors
 
 A part is registered whole before any of its activations are made, so what is missing is always known, and a lost shard
 can be made again from the store alone. The same rows given again find their part; other rows make another one.
@@ -73,15 +73,24 @@ class Identity:
     code: dict[str, str]
 
     @classmethod
-    def of(cls, model: Model, places: Sequence[Place], positions: Sequence[int] | None, dtype: str, batch_size: int) -> "Identity":
+    def of(
+        cls, model: Model, places: Sequence[Place], positions: Sequence[int] | None, dtype: str, batch_size: int
+    ) -> "Identity":
         found = versions()
         code = {"store": str(FORMAT)} | {name: found[name] for name in ("transformer-lens", "transformers")}
-        return cls(model_facts(model), tuple(places), None if positions is None else tuple(positions), dtype, batch_size, code)
+        return cls(
+            model_facts(model), tuple(places), None if positions is None else tuple(positions), dtype, batch_size, code
+        )
 
     def facts(self) -> dict[str, str]:
         """{what: its value}, each fit to be shown beside another store's."""
-        shown = {"sites": ", ".join(f"{p.name}{list(p.shape)}" for p in self.places), "positions": "all" if self.positions is None else str(list(self.positions))}
-        shown |= {"stored dtype": self.dtype, "batch size": str(self.batch_size)} | {f"{k} version": v for k, v in self.code.items()}
+        shown = {
+            "sites": ", ".join(f"{p.name}{list(p.shape)}" for p in self.places),
+            "positions": "all" if self.positions is None else str(list(self.positions)),
+        }
+        shown |= {"stored dtype": self.dtype, "batch size": str(self.batch_size)} | {
+            f"{k} version": v for k, v in self.code.items()
+        }
         return {f"model {k}": str(v) for k, v in self.model.items()} | shown
 
     @property
@@ -97,12 +106,21 @@ class Identity:
     def refuse_other(self, other: "Identity", folder: Path) -> None:
         """Raises OtherStore, naming everything that differs between this store and what is wanted of it."""
         mine, theirs = self.facts(), other.facts()
-        if different := [f"{k}: {mine.get(k, 'none')} in the store, {theirs.get(k, 'none')} now" for k in dict.fromkeys([*mine, *theirs]) if mine.get(k) != theirs.get(k)]:
-            raise OtherStore(f"{folder.name} holds other activations ({'; '.join(different)}). Use the same model and settings, or another folder")
+        if different := [
+            f"{k}: {mine.get(k, 'none')} in the store, {theirs.get(k, 'none')} now"
+            for k in dict.fromkeys([*mine, *theirs])
+            if mine.get(k) != theirs.get(k)
+        ]:
+            raise OtherStore(
+                f"{folder.name} holds other activations ({'; '.join(different)}). Use the same model and settings, or"
+                " another folder"
+            )
 
 
 def model_facts(model: Model) -> dict[str, Any]:
-    """What of a model decides its activations: the hash of its weights, how they are processed, and their number format."""
+    """What of a model decides its activations: the hash of its weights, how they are processed, and their number
+    format.
+    """
     return {"weights": model.weights_hash, "processing": model.spec.processing, "dtype": model.dtype_name}
 
 
@@ -112,7 +130,12 @@ def write_identity(folder: Path, identity: Identity, made_of: Mapping[str, Any])
         if (folder / "store.json").exists():
             read_identity(folder)[0].refuse_other(identity, folder)
             return
-        about = {"format": FORMAT, "key": identity.key, "identity": {**vars(identity), "places": [vars(p) for p in identity.places]}, "made_of": dict(made_of)}
+        about = {
+            "format": FORMAT,
+            "key": identity.key,
+            "identity": {**vars(identity), "places": [vars(p) for p in identity.places]},
+            "made_of": dict(made_of),
+        }
         for name in ("parts", "shards"):
             (folder / name).mkdir(exist_ok=True)
         files.write_text(folder / "store.json", json.dumps(about, indent=1))
@@ -127,7 +150,9 @@ def read_identity(folder: Path) -> tuple[Identity, dict[str, Any]]:
     try:
         about = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
-            raise BrokenStore(f"{folder.name} is a store of format {about['format']}; this version reads format {FORMAT}")
+            raise BrokenStore(
+                f"{folder.name} is a store of format {about['format']}; this version reads format {FORMAT}"
+            )
         found = about["identity"]
         places = tuple(Place(p["site"], p["layer"], tuple(p["shape"]), tuple(p["dims"])) for p in found["places"])
         positions = None if found["positions"] is None else tuple(found["positions"])
@@ -135,9 +160,14 @@ def read_identity(folder: Path) -> tuple[Identity, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as trouble:
         if isinstance(trouble, BrokenStore):
             raise
-        raise BrokenStore(f"{folder.name} holds no readable store.json ({type(trouble).__name__}); a store is a folder made by write_store") from None
+        raise BrokenStore(
+            f"{folder.name} holds no readable store.json ({type(trouble).__name__}); a store is a folder made by"
+            " write_store"
+        ) from None
     if identity.key != about["key"]:
-        raise BrokenStore(f"store.json in {folder.name} was changed: it is of store {about['key']} and describes {identity.key}")
+        raise BrokenStore(
+            f"store.json in {folder.name} was changed: it is of store {about['key']} and describes {identity.key}"
+        )
     return identity, about
 
 
@@ -146,7 +176,8 @@ def read_identity(folder: Path) -> tuple[Identity, dict[str, Any]]:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One set of rows. first_row, first_token: [shard + 1] where each shard begins among the rows as they lie, and ends.
+    """One set of rows. first_row, first_token: [shard + 1] where each shard begins among the rows as they lie, and
+    ends.
 
     base_example, base_token, base_shard: how many examples, stored tokens and shards the parts before it have.
     """
@@ -183,7 +214,9 @@ class Part:
 
     def sizes(self, number: int) -> tuple[int, int]:
         """Rows and stored tokens of a shard."""
-        return int(self.first_row[number + 1] - self.first_row[number]), int(self.first_token[number + 1] - self.first_token[number])
+        return int(self.first_row[number + 1] - self.first_row[number]), int(
+            self.first_token[number + 1] - self.first_token[number]
+        )
 
     def rows_of(self, number: int) -> tuple[list[int], list[list[int]]]:
         """Numbers and token ids of a shard's rows."""
@@ -216,7 +249,9 @@ class Part:
         return "" if found == self.digest else "checksum of its rows differs"
 
 
-def table_of(rows: Rows, columns: pd.DataFrame | None, cuts: "Cuts", strings: Mapping[int, str], source: Mapping[str, Any]) -> pa.Table:
+def table_of(
+    rows: Rows, columns: pd.DataFrame | None, cuts: "Cuts", strings: Mapping[int, str], source: Mapping[str, Any]
+) -> pa.Table:
     """The part as a table, rows as they will lie; what else is known of it in the schema's metadata."""
     flat = np.fromiter(itertools.chain.from_iterable(rows[i] for i in cuts.order), np.int32, sum(len(r) for r in rows))
     lengths = np.array([len(rows[i]) for i in cuts.order], np.int32)
@@ -229,8 +264,19 @@ def table_of(rows: Rows, columns: pd.DataFrame | None, cuts: "Cuts", strings: Ma
         except (pa.ArrowException, TypeError) as found:
             raise BadData(f"column {name!r} cannot be kept: {str(found).splitlines()[0]}") from None
     table = pa.table(own)
-    about = {"digest": digest_of(table, source), "rows": digest_of(table.select(["row", "tokens", "n_tokens"]), {}), "source": dict(source), "first_row": cuts.first_row.tolist(), "first_token": cuts.first_token.tolist()}
-    return table.replace_schema_metadata({b"workbench": json.dumps(about).encode(), b"strings": json.dumps([list(strings), list(strings.values())]).encode()})
+    about = {
+        "digest": digest_of(table, source),
+        "rows": digest_of(table.select(["row", "tokens", "n_tokens"]), {}),
+        "source": dict(source),
+        "first_row": cuts.first_row.tolist(),
+        "first_token": cuts.first_token.tolist(),
+    }
+    return table.replace_schema_metadata(
+        {
+            b"workbench": json.dumps(about).encode(),
+            b"strings": json.dumps([list(strings), list(strings.values())]).encode(),
+        }
+    )
 
 
 def about_of(schema: pa.Schema) -> dict[str, Any]:
@@ -260,8 +306,8 @@ def register(folder: Path, identity: Identity, table: pa.Table) -> Part:
                 return part
             if part.rows_digest == about["rows"]:
                 raise OtherStore(
-                    f"these rows are in {folder.name} already (part {part.path.stem}), with other columns or another source: {part.source}. "
-                    "Give the same ones to go on with it, or another folder"
+                    f"these rows are in {folder.name} already (part {part.path.stem}), with other columns or another"
+                    f" source: {part.source}. Give the same ones to go on with it, or another folder"
                 )
         path = next(p for n in itertools.count() if not (p := folder / "parts" / f"{n:03d}.parquet").exists())
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -285,10 +331,32 @@ def read_parts(folder: Path, identity: Identity) -> list[Part]:
     for path in sorted((folder / "parts").glob("*.parquet")):
         try:
             about = about_of(pq.read_schema(path))
-            bases = (found[-1].base_example + found[-1].n_examples, found[-1].base_token + found[-1].n_tokens, found[-1].base_shard + found[-1].n_shards) if found else (0, 0, 0)
-            found.append(Part(path, identity.key, about["digest"], about["rows"], about["source"], np.array(about["first_row"]), np.array(about["first_token"]), *bases))
+            bases = (
+                (
+                    found[-1].base_example + found[-1].n_examples,
+                    found[-1].base_token + found[-1].n_tokens,
+                    found[-1].base_shard + found[-1].n_shards,
+                )
+                if found
+                else (0, 0, 0)
+            )
+            found.append(
+                Part(
+                    path,
+                    identity.key,
+                    about["digest"],
+                    about["rows"],
+                    about["source"],
+                    np.array(about["first_row"]),
+                    np.array(about["first_token"]),
+                    *bases,
+                )
+            )
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as trouble:
-            raise BrokenStore(f"{path.name} in {folder.name} cannot be read ({type(trouble).__name__}): remove it and call write_store with its rows again; its shards are kept") from None
+            raise BrokenStore(
+                f"{path.name} in {folder.name} cannot be read ({type(trouble).__name__}): remove it and call"
+                " write_store with its rows again; its shards are kept"
+            ) from None
     return found
 
 

@@ -5,8 +5,8 @@
     for batch in store.batches("resid_post", 3, seed=0): ...
 
 Opening reads store.json and the parts' footers, not the shards: the first batch takes milliseconds whatever the size.
-An example is a row that was given, counted over all parts; a token's `number` says where it lies, and is what reductions
-keep of it. Cost: what is read is paged in from disk; `read` of tokens that lie together copies nothing.
+An example is a row that was given, counted over all parts; a token's `number` says where it lies, and is what
+reductions keep of it. Cost: what is read is paged in from disk; `read` of tokens that lie together copies nothing.
 """
 
 import itertools
@@ -35,7 +35,9 @@ POOL = 4  # shards whose tokens are shuffled together
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """values: [token, ...]. example, pos, token, number: [token] whose they are, where, which id, and where they lie."""
+    """values: [token, ...]. example, pos, token, number: [token] whose they are, where, which id, and where they
+    lie.
+    """
 
     values: torch.Tensor
     example: torch.Tensor
@@ -65,7 +67,10 @@ class Store:
         about = self.about()
         state = "complete" if self.is_complete else f"{about['shards_there']} of {about['shards']} shards there"
         model = about["model"]
-        return f"Store({self.folder.name}: {', '.join(about['sites'])} of {model}, {about['examples']:,} examples, {about['tokens']:,} tokens as {about['dtype']}, {about['bytes'] / 1e6:,.1f} MB, {state})"
+        return (
+            f"Store({self.folder.name}: {', '.join(about['sites'])} of {model}, {about['examples']:,} examples,"
+            f" {about['tokens']:,} tokens as {about['dtype']}, {about['bytes'] / 1e6:,.1f} MB, {state})"
+        )
 
     # ---- what it is ----
 
@@ -94,7 +99,9 @@ class Store:
     @cached_property
     def _first_token(self) -> np.ndarray:
         """[shard + 1] number of the token each shard begins with."""
-        return np.concatenate([*(part.first_token[:-1] + part.base_token for part in self.parts), [self.n_tokens]]).astype(np.int64)
+        return np.concatenate(
+            [*(part.first_token[:-1] + part.base_token for part in self.parts), [self.n_tokens]]
+        ).astype(np.int64)
 
     def missing(self) -> list[str]:
         """Names of shards that are not written yet, or were removed; asks the disk each time."""
@@ -130,7 +137,14 @@ class Store:
         """One row per stored site and layer: axes and shape of its values, number format, megabytes when complete."""
         size = DTYPES[self.identity.dtype].itemsize
         rows = [
-            {"site": p.site, "layer": p.layer, "dims": ("token", *p.dims), "shape": (self.n_tokens, *p.shape), "dtype": self.identity.dtype, "MB": round(self.n_tokens * int(np.prod(p.shape)) * size / 1e6, 3)}
+            {
+                "site": p.site,
+                "layer": p.layer,
+                "dims": ("token", *p.dims),
+                "shape": (self.n_tokens, *p.shape),
+                "dtype": self.identity.dtype,
+                "MB": round(self.n_tokens * int(np.prod(p.shape)) * size / 1e6, 3),
+            }
             for p in self.places
         ]
         return pd.DataFrame(rows).astype({"layer": "Int64"})
@@ -150,12 +164,23 @@ class Store:
     def require(self, model: Model) -> None:
         """Raises OtherStore, saying what differs, unless this model made the store."""
         now = model_facts(model)
-        if different := [f"{k}: {v} in the store, {now.get(k)} in {model.name}" for k, v in self.identity.model.items() if v != now.get(k)]:
+        if different := [
+            f"{k}: {v} in the store, {now.get(k)} in {model.name}"
+            for k, v in self.identity.model.items()
+            if v != now.get(k)
+        ]:
             raise OtherStore(f"{self.folder.name} holds activations of another model ({'; '.join(different)})")
 
     # ---- reading ----
 
-    def read(self, site: str, layer: int | None = None, *, examples: Sequence[int] | None = None, positions: Sequence[int] | None = None) -> torch.Tensor:
+    def read(
+        self,
+        site: str,
+        layer: int | None = None,
+        *,
+        examples: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+    ) -> torch.Tensor:
         """Stored values of chosen examples and positions.
 
         Args:
@@ -164,11 +189,13 @@ class Store:
             positions: places in their rows, negative from the end; all that are stored if not given.
 
         Returns:
-            [token, ...]: the tokens of the first example in the order asked, then of the next; `tokens` gives their labels
-            in the same order. Memory-mapped where they lie together (writing to it changes no file), else a copy.
+            [token, ...]: the tokens of the first example in the order asked, then of the next; `tokens` gives their
+            labels in the same order. Memory-mapped where they lie together (writing to it changes no file), else a
+            copy.
 
         Raises:
-            BadData: if an example has no such position. BrokenStore: if a shard is missing. NoRoom: if it would not fit.
+            BadData: if an example has no such position. BrokenStore: if a shard is missing. NoRoom: if it would not
+                fit.
         """
         place = self.place(site, layer)
         return self.gather(place.name, self._numbers(examples, positions))
@@ -184,20 +211,33 @@ class Store:
         strings: dict[int, str] = {}
         for part in self.parts:
             strings |= part.strings
-        frame = pd.DataFrame({"example": example, "pos": pos, "token": token, "text": [strings.get(int(t), "") for t in token]})
+        frame = pd.DataFrame(
+            {"example": example, "pos": pos, "token": token, "text": [strings.get(int(t), "") for t in token]}
+        )
         about = self.examples.set_index("example").loc[example]
         for name in dict.fromkeys(n for part in self.parts for n in part.caller_columns):
-            per_token = [isinstance(v, (list, np.ndarray)) and len(v) == n for v, n in zip(about[name], about["n_tokens"], strict=True)]
+            per_token = [
+                isinstance(v, (list, np.ndarray)) and len(v) == n
+                for v, n in zip(about[name], about["n_tokens"], strict=True)
+            ]
             frame[name] = [v[p] if per else v for v, p, per in zip(about[name], pos, per_token, strict=True)]
         return frame
 
     def batches(
-        self, site: str, layer: int | None = None, *, batch_size: int = 4096, seed: int | None = None, examples: Sequence[int] | None = None, positions: Sequence[int] | None = None
+        self,
+        site: str,
+        layer: int | None = None,
+        *,
+        batch_size: int = 4096,
+        seed: int | None = None,
+        examples: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
     ) -> Iterator[TokenBatch]:
         """Go over the tokens once.
 
-        Without a seed in the order they lie (rows sorted by length, part by part); with one, shuffled: the shards in random
-        order, and the tokens of four shards together. Of chosen examples or positions, all tokens are shuffled together.
+        Without a seed in the order they lie (rows sorted by length, part by part); with one, shuffled: the shards in
+        random order, and the tokens of four shards together. Of chosen examples or positions, all tokens are shuffled
+        together.
         Memory: a batch, or with a seed four shards.
         """
         place = self.place(site, layer)
@@ -208,13 +248,22 @@ class Store:
             order = np.arange(len(self.shards)) if rng is None else rng.permutation(len(self.shards))
             step = 1 if rng is None else POOL
             spans = (order[i : i + step] for i in range(0, len(order), step))
-            pools = (np.concatenate([np.arange(int(self._first_token[s]), int(self._first_token[s + 1])) for s in span]) for span in spans)
+            pools = (
+                np.concatenate([np.arange(int(self._first_token[s]), int(self._first_token[s + 1])) for s in span])
+                for span in spans
+            )
         for numbers in pools:
             if rng is not None:
                 numbers = rng.permutation(numbers)
             for start in range(0, len(numbers), batch_size):
                 some = numbers[start : start + batch_size]
-                yield TokenBatch(self.gather(place.name, some), self.gather("example", some), self.gather("pos", some), self.gather("token", some), torch.from_numpy(some))
+                yield TokenBatch(
+                    self.gather(place.name, some),
+                    self.gather("example", some),
+                    self.gather("pos", some),
+                    self.gather("token", some),
+                    torch.from_numpy(some),
+                )
 
     def shard_batches(self, site: str, layer: int | None, index: int, batch_size: int) -> Iterator[TokenBatch]:
         """The tokens of one shard, as they lie; the mapped file is let go at the end."""
@@ -223,7 +272,13 @@ class Store:
         for start in range(0, len(tensors["token"]), batch_size):
             cells = slice(start, start + batch_size)
             token = tensors["token"][cells]
-            yield TokenBatch(tensors[place.name][cells], tensors["example"][cells], tensors["pos"][cells], token, torch.arange(first + start, first + start + len(token)))
+            yield TokenBatch(
+                tensors[place.name][cells],
+                tensors["example"][cells],
+                tensors["pos"][cells],
+                token,
+                torch.arange(first + start, first + start + len(token)),
+            )
 
     def lazy(self, site: str, layer: int | None = None) -> xr.DataArray:
         """The values as an xarray that reads from disk what is selected of it: `store.lazy("z", 0)[1000:1010].load()`.
@@ -232,10 +287,27 @@ class Store:
         numpy does not have, is read as float32.
         """
         place = self.place(site, layer)
-        coords = {name: ("token", LazyTensor(self.gather, of, (self.n_tokens,), dtype).indexed()) for name, of, dtype in (("example", "example", "int64"), ("pos", "pos", "int32"), ("token_id", "token", "int32"))}
+        coords = {
+            name: ("token", LazyTensor(self.gather, of, (self.n_tokens,), dtype).indexed())
+            for name, of, dtype in (
+                ("example", "example", "int64"),
+                ("pos", "pos", "int32"),
+                ("token_id", "token", "int32"),
+            )
+        }
         stored = "float32" if self.identity.dtype == "bfloat16" else self.identity.dtype
-        values = xr.Variable(("token", *place.dims), LazyTensor(self.gather, place.name, (self.n_tokens, *place.shape), stored).indexed())
-        return xr.DataArray(values, coords={n: xr.Variable(*v) for n, v in coords.items()}, name=place.name, attrs={"unit": "activation", "long_name": f"{place.name} of {self._about['made_of'].get('model', {}).get('name', '')}"})
+        values = xr.Variable(
+            ("token", *place.dims), LazyTensor(self.gather, place.name, (self.n_tokens, *place.shape), stored).indexed()
+        )
+        return xr.DataArray(
+            values,
+            coords={n: xr.Variable(*v) for n, v in coords.items()},
+            name=place.name,
+            attrs={
+                "unit": "activation",
+                "long_name": f"{place.name} of {self._about['made_of'].get('model', {}).get('name', '')}",
+            },
+        )
 
     # ---- checking ----
 
@@ -243,8 +315,8 @@ class Store:
         """Read every byte and compare with its checksum.
 
         Returns:
-            One row per piece that is not as it should be: `piece` (file), `is_damaged` (False: missing), `problem`. Empty if
-            all is well; `repair_store` makes again what is named.
+            One row per piece that is not as it should be: `piece` (file), `is_damaged` (False: missing), `problem`.
+            Empty if all is well; `repair_store` makes again what is named.
         """
         found = [(part.path.name, True, problem) for part in self.parts if (problem := part.damage())]
         for part, number in self.shards:
@@ -262,7 +334,11 @@ class Store:
         for place in self.places:
             if place.key == (site, layer):
                 return place
-        raise UnknownSite.among("stored site", site if layer is None else f"{site} of layer {layer}", [p.site if p.layer is None else f"{p.site} of layer {p.layer}" for p in self.places])
+        raise UnknownSite.among(
+            "stored site",
+            site if layer is None else f"{site} of layer {layer}",
+            [p.site if p.layer is None else f"{p.site} of layer {p.layer}" for p in self.places],
+        )
 
     def _open_shard(self, index: int) -> dict[str, torch.Tensor]:
         """The tensors of a shard, mapped; examples counted over all parts."""
@@ -270,23 +346,32 @@ class Store:
         path = part.shard_path(number)
         try:
             with safe_open(path, framework="pt") as handle:
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - a safe_open is no dict
+                tensors = {name: handle.get_tensor(name) for name in handle}
         except FileNotFoundError:
-            raise BrokenStore(f"{path.name} is not there: {len(self.missing())} of {len(self.shards)} shards are missing; call write_store again, or repair_store") from None
+            raise BrokenStore(
+                f"{path.name} is not there: {len(self.missing())} of {len(self.shards)} shards are missing; call"
+                " write_store again, or repair_store"
+            ) from None
         except SafetensorError as found:
-            raise BrokenStore(f"{path.name} cannot be read ({found}); verify() names what is damaged, repair_store makes it again") from None
+            raise BrokenStore(
+                f"{path.name} cannot be read ({found}); verify() names what is damaged, repair_store makes it again"
+            ) from None
         n_kept = tensors["offset"].diff()
         tensors["example"] = torch.repeat_interleave(tensors["row"] + part.base_example, n_kept)
         return tensors
 
     def gather(self, name: str, numbers: np.ndarray) -> torch.Tensor:
-        """Rows of a tensor ("resid_post.3", "example", "pos", "token") by token number; a view of the file where they lie
-        together in one shard."""
+        """Rows of a tensor ("resid_post.3", "example", "pos", "token") by token number; a view of the file where they
+        lie together in one shard."""
         if len(numbers) == 0:
             field = next(f for f in self.identity.fields(0, 0) if f.name == ("row" if name == "example" else name))
             return torch.empty((0, *field.shape[1:]), dtype=field.dtype)
         shard = np.searchsorted(self._first_token, numbers, side="right") - 1
-        if shard[0] == shard[-1] and len(numbers) - 1 == numbers[-1] - numbers[0] and bool((np.diff(numbers) == 1).all()):
+        if (
+            shard[0] == shard[-1]
+            and len(numbers) - 1 == numbers[-1] - numbers[0]
+            and bool((np.diff(numbers) == 1).all())
+        ):
             start = int(numbers[0] - self._first_token[shard[0]])
             return self._open(int(shard[0]))[name][start : start + len(numbers)]
         order = np.argsort(shard, kind="stable")
@@ -298,7 +383,10 @@ class Store:
             if out is None:
                 need = len(numbers) * source[:1].numel() * source.element_size()
                 if need > 0.8 * memory.available_bytes("cpu"):
-                    raise NoRoom(f"{len(numbers):,} tokens of {name} are {need / 1e9:.1f} GB, more than fits in memory; go over them with batches(), or reduce_store")
+                    raise NoRoom(
+                        f"{len(numbers):,} tokens of {name} are {need / 1e9:.1f} GB, more than fits in memory; go over"
+                        " them with batches(), or reduce_store"
+                    )
                 out = torch.empty((len(numbers), *source.shape[1:]), dtype=source.dtype)
             out[torch.from_numpy(where)] = source[torch.from_numpy(numbers[where] - self._first_token[index])]
         assert out is not None
@@ -310,7 +398,11 @@ class Store:
         first, length = np.zeros(self.n_examples, np.int64), np.zeros(self.n_examples, np.int64)
         for part in self.parts:
             lying = part.column("row", "n_tokens")
-            kept = lying["n_tokens"].to_numpy(np.int64) if self.identity.positions is None else np.full(len(lying), len(self.identity.positions))
+            kept = (
+                lying["n_tokens"].to_numpy(np.int64)
+                if self.identity.positions is None
+                else np.full(len(lying), len(self.identity.positions))
+            )
             where = lying["row"].to_numpy() + part.base_example
             first[where] = part.base_token + np.concatenate([[0], np.cumsum(kept)[:-1]])
             length[where] = lying["n_tokens"]
@@ -339,7 +431,12 @@ class Store:
                 at = np.where((have == at[:, None]).any(1), (have == at[:, None]).argmax(1), -1)
             if (at < 0).any():
                 bad = int(np.flatnonzero(at < 0)[0])
-                what = f"{int(length[bad])} tokens" + ("" if stored is None else f", of which positions {list(stored)} are stored")
-                raise BadData(f"example {int(chosen[bad])} has no position {position}: its row has {what}; choose examples by store.examples")
+                what = f"{int(length[bad])} tokens" + (
+                    "" if stored is None else f", of which positions {list(stored)} are stored"
+                )
+                raise BadData(
+                    f"example {int(chosen[bad])} has no position {position}: its row has {what}; choose examples by"
+                    " store.examples"
+                )
             columns.append(first + at)
         return np.stack(columns, 1).reshape(-1) if columns else np.empty(0, np.int64)

@@ -1,7 +1,7 @@
 """One shard: a safetensors file written piece by piece, by one writer at a time, and whole or not there.
 
-While it is written it is called NAME.partial and its writer holds a lock on it, which the operating system drops when the
-process ends, however it ends. Whoever finds it unlocked starts it over; finished, it is renamed. The library's own
+While it is written it is called NAME.partial and its writer holds a lock on it, which the operating system drops when
+the process ends, however it ends. Whoever finds it unlocked starts it over; finished, it is renamed. The library's own
 `save_file` wants all tensors in memory at once and leaves no room for their checksums; here batches go to disk as they
 come, each tensor's checksum is taken on the way, and the header (which carries them) is written last. Checksums are
 XXH3 (128 bit): they find accidents, not forgers, and cost a tenth of SHA-256 (measured: 10 against 0.8-1.7 GB/s).
@@ -29,7 +29,14 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32"}
+CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+}
 NO_SUM = "0" * 32
 SUFFIX = ".safetensors"
 
@@ -106,7 +113,10 @@ def _lock(handle: int, wait: bool) -> bool:
     except BlockingIOError:
         return False
     except OSError as found:
-        raise BrokenStore(f"this file system has no locks ({found.strerror}), so writers could damage each other's shards; put the store on another") from None
+        raise BrokenStore(
+            f"this file system has no locks ({found.strerror}), so writers could damage each other's shards; put the"
+            " store on another"
+        ) from None
     return True
 
 
@@ -114,11 +124,15 @@ def _lock(handle: int, wait: bool) -> bool:
 
 
 class ShardWriter:
-    """Fills a claimed file: `put` in any order of tensors, each from its start to its end, then `finish`; else `discard`."""
+    """Fills a claimed file: `put` in any order of tensors, each from its start to its end, then `finish`; else
+    `discard`.
+    """
 
     def __init__(self, handle: int, final: Path, fields: list[Field], about: Mapping[str, Any]):
         self.handle, self.final, self.about = handle, final, dict(about)
-        self.fields = sorted(fields, key=lambda f: -f.dtype.itemsize)  # so that every tensor starts at a multiple of its item
+        self.fields = sorted(
+            fields, key=lambda f: -f.dtype.itemsize
+        )  # so that every tensor starts at a multiple of its item
         self._sums = {f.name: xxhash.xxh3_128() for f in self.fields}
         self._at: dict[str, int] = {}
         self._end: dict[str, int] = {}
@@ -134,14 +148,20 @@ class ShardWriter:
         entries: dict[str, Any] = {"__metadata__": {"workbench": json.dumps(about, sort_keys=True)}}
         offset = 0
         for field in self.fields:
-            entries[field.name] = {"dtype": CODES[field.dtype], "shape": list(field.shape), "data_offsets": [offset, offset + field.n_bytes]}
+            entries[field.name] = {
+                "dtype": CODES[field.dtype],
+                "shape": list(field.shape),
+                "data_offsets": [offset, offset + field.n_bytes],
+            }
             offset += field.n_bytes
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
     def reserve(self) -> None:
-        """Take the room on the disk now: tensors grow side by side, and blocks found one by one cost twice the time. A full disk shows here."""
+        """Take the room on the disk now: tensors grow side by side, and blocks found one by one cost twice the time.
+        A full disk shows here.
+        """
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.handle, 0, self.n_bytes)
 

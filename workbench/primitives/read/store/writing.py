@@ -1,6 +1,7 @@
 """Writing a store: size predicted and refused where it will not fit, shards made in turn, resumed and repaired.
 
-    store = write_store(model, rows, ["resid_post"], layers=[3, 5])    # again after a kill: goes on; other rows: appended
+    store = write_store(model, rows, ["resid_post"], layers=[3, 5])    # again after a kill: goes on; other rows:
+    appended
 
 Whoever calls it with the same rows helps: writers in other processes take other shards. With an executor the shards are
 made by its workers, which are told where the store is and which model to load, and give back paths.
@@ -35,7 +36,21 @@ from workbench.primitives.read.capture import plan_capture
 from workbench.primitives.read.stream import Piece, check_rows, flat_ids, lengths_of, site_keys, stream, unit_dims
 from workbench.scale.executors import Executor, run_all
 
-from .parts import DTYPES, OWN_COLUMNS, Cuts, Identity, Part, Place, about_of, cut, read_identity, read_parts, register, table_of, write_identity
+from .parts import (
+    DTYPES,
+    OWN_COLUMNS,
+    Cuts,
+    Identity,
+    Part,
+    Place,
+    about_of,
+    cut,
+    read_identity,
+    read_parts,
+    register,
+    table_of,
+    write_identity,
+)
 from .reading import Store
 from .shards import ShardWriter, claim, damage
 
@@ -61,7 +76,10 @@ class StorePlan:
 
     def __str__(self) -> str:
         sites = f"{len(self.identity.places)} site{'s' * (len(self.identity.places) != 1)}"
-        return f"{sites} x {self.n_tokens:,} tokens as {self.identity.dtype}: {self.n_bytes / 1e6:,.1f} MB in {self.n_shards} shards; {self.batch_bytes / 1e6:.0f} MB of memory while running"
+        return (
+            f"{sites} x {self.n_tokens:,} tokens as {self.identity.dtype}: {self.n_bytes / 1e6:,.1f} MB in"
+            f" {self.n_shards} shards; {self.batch_bytes / 1e6:.0f} MB of memory while running"
+        )
 
 
 def plan_store(
@@ -87,16 +105,31 @@ def plan_store(
     check_rows(model, rows, keys, positions)
     lengths = lengths_of(rows)
     longest = int(lengths.max())
-    shape_plan = plan_capture(model, batch_size, longest, sites, layers=layers, positions=positions, dtype=DTYPES[dtype], batch_size=batch_size)
+    shape_plan = plan_capture(
+        model,
+        batch_size,
+        longest,
+        sites,
+        layers=layers,
+        positions=positions,
+        dtype=DTYPES[dtype],
+        batch_size=batch_size,
+    )
     places = []
     for key in keys:
         dims, shape = unit_dims(model, key), shape_plan.shapes[key][1:]
         # A pattern is [head, query_pos, key_pos]: its query axis is the token, so it is taken out wherever it stands.
         shape = (shape[0], *shape[2:]) if "key_pos" in dims else shape[1:]
-        places.append(Place(*key, tuple(shape), dims if len(dims) == len(shape) else tuple(f"axis_{i}" for i in range(len(shape)))))
+        places.append(
+            Place(
+                *key, tuple(shape), dims if len(dims) == len(shape) else tuple(f"axis_{i}" for i in range(len(shape)))
+            )
+        )
     identity = Identity.of(model, places, positions, dtype, batch_size)
     token_bytes = sum(f.n_bytes for f in identity.fields(0, 1) if f.name not in ("row", "offset"))
-    cuts = cut(lengths, None if positions is None else len(positions), batch_size, max(1, int(shard_mb * 1e6 / token_bytes)))
+    cuts = cut(
+        lengths, None if positions is None else len(positions), batch_size, max(1, int(shard_mb * 1e6 / token_bytes))
+    )
     headers = (len(cuts.first_row) - 1) * (1500 + 200 * len(places))
     n_bytes = token_bytes * int(cuts.first_token[-1]) + 16 * len(rows) + headers + 2 * int(lengths.sum())
     return StorePlan(identity, cuts, n_bytes, shape_plan.peak_bytes)
@@ -122,26 +155,30 @@ def write_store(
 
     Args:
         model: any Model that reads tokens.
-        rows: token ids per row, any lengths, or what `read_prompts(...).tokenise(model)` gives, with its columns and source.
+        rows: token ids per row, any lengths, or what `read_prompts(...).tokenise(model)` gives, with its columns and
+            source.
         sites, layers, positions: as for `capture`; positions must lie in every row.
         dtype: "float32", "float16" or "bfloat16" on disk; the model's own if not given.
         folder: where; a folder of the user's cache named by the store's key if not given.
         columns: a row per row of `rows`: labels and the like. A cell that is a list as long as its row is per token.
-        source: where the rows came from (data set, revision); kept, and part of what tells one set of rows from another.
+        source: where the rows came from (data set, revision); kept, and part of what tells one set of rows from
+            another.
         batch_size: rows a forward; the last bits of activations depend on it, so one store has one.
         shard_mb: size of a shard; what a kill can lose at most.
         executor: from workbench.scale; workers load the model themselves. In this process if not given.
         progress: per batch, or per shard with an executor; a cancelled call gives the store as far as it came.
 
     Raises:
-        NoRoom: before the first forward if disk or memory would not hold it; in the middle if the disk filled up (finished
-            shards are kept). OtherStore: if the folder holds activations of another model or other settings, saying which,
-            or these rows with other columns. BadData: on rows that cannot be run.
+        NoRoom: before the first forward if disk or memory would not hold it; in the middle if the disk filled up
+            (finished shards are kept). OtherStore: if the folder holds activations of another model or other settings,
+            saying which, or these rows with other columns. BadData: on rows that cannot be run.
     """
     if isinstance(rows, Tokenised):
         columns, source, rows = rows.columns if columns is None else columns, source or rows.source, rows.rows
     rows = rows_of(model, rows)
-    plan = plan_store(model, rows, sites, layers=layers, positions=positions, dtype=dtype, batch_size=batch_size, shard_mb=shard_mb)
+    plan = plan_store(
+        model, rows, sites, layers=layers, positions=positions, dtype=dtype, batch_size=batch_size, shard_mb=shard_mb
+    )
     where = cache_folder() / "stores" / plan.identity.key if folder is None else Path(folder)
     if (where / "store.json").exists():
         read_identity(where)[0].refuse_other(plan.identity, where)
@@ -152,7 +189,9 @@ def write_store(
     return _complete(model, where, [part], executor, progress)
 
 
-def repair_store(folder: Path | str, model: Model, *, executor: Executor | None = None, progress: Progress = SILENT) -> Store:
+def repair_store(
+    folder: Path | str, model: Model, *, executor: Executor | None = None, progress: Progress = SILENT
+) -> Store:
     """Make again what is missing from a store or damaged (see `Store.verify`), and nothing else.
 
     Needs no rows: the store knows them. Damaged shards are deleted first.
@@ -214,10 +253,16 @@ def _refuse_no_room(plan: StorePlan, where: Path, model: Model, table: pa.Table)
     free = free_bytes(where)
     if plan.n_bytes - there > free:
         raise NoRoom(
-            f"this store needs {plan.n_bytes / 1e9:.3f} GB on disk and {free / 1e9:.3f} GB are free in {where.name}'s file system. "
-            "Name fewer sites, layers or positions, store dtype='float16', or reduce on the way (reduce_activations)"
+            f"this store needs {plan.n_bytes / 1e9:.3f} GB on disk and {free / 1e9:.3f} GB are free in {where.name}'s"
+            " file system. Name fewer sites, layers or positions, store dtype='float16', or reduce on the way"
+            " (reduce_activations)"
         )
-    memory.require(plan.batch_bytes, model.device, f"a batch of {plan.identity.batch_size} rows", "Use a smaller batch_size, fewer sites or layers.")
+    memory.require(
+        plan.batch_bytes,
+        model.device,
+        f"a batch of {plan.identity.batch_size} rows",
+        "Use a smaller batch_size, fewer sites or layers.",
+    )
 
 
 def free_bytes(folder: Path) -> int:
@@ -238,7 +283,13 @@ def _complete(model: Model, where: Path, parts: Sequence[Part], executor: Execut
             _write_missing(model, identity, todo, progress)
         elif todo:
             spec = _shippable(model)
-            run_all(executor, write_shards, [(str(where.resolve()), part.path.name, [number], spec) for part, number in todo], progress=progress, text="shards")
+            run_all(
+                executor,
+                write_shards,
+                [(str(where.resolve()), part.path.name, [number], spec) for part, number in todo],
+                progress=progress,
+                text="shards",
+            )
     except Cancelled:
         pass
     return Store(where)
@@ -250,7 +301,10 @@ def _shippable(model: Model) -> dict[str, Any]:
     if Path(spec.name).is_dir():
         spec = spec.replace(name=str(Path(spec.name).resolve()))
     elif not spec.name.startswith("organism:") and "revision" not in model.about:
-        raise BadSpec(f"{model.name} was made in memory, so workers cannot load it: save it with save_pretrained and load it from there")
+        raise BadSpec(
+            f"{model.name} was made in memory, so workers cannot load it: save it with save_pretrained and load it from"
+            " there"
+        )
     # Each worker has its own GPU and sees only that one.
     return (spec if spec.device == "cpu" else spec.replace(device="auto")).to_dict()
 
@@ -268,7 +322,14 @@ def _write_missing(model: Model, identity: Identity, todo: list[tuple[Part, int]
                 others.append((part, number))
                 continue
             if handle is not None:
-                _write_shard(model, identity, part, number, handle, lambda n, before=done: progress.update(before + n, total, "storing tokens"))
+                _write_shard(
+                    model,
+                    identity,
+                    part,
+                    number,
+                    handle,
+                    lambda n, before=done: progress.update(before + n, total, "storing tokens"),
+                )
             done += part.sizes(number)[1]
         if len(others) == len(left):
             progress.update(done, total, "waiting for another writer")
@@ -278,7 +339,13 @@ def _write_missing(model: Model, identity: Identity, todo: list[tuple[Part, int]
 
 def _write_shard(model: Model, identity: Identity, part: Part, number: int, handle: int, tell: Any) -> None:
     row_numbers, rows = part.rows_of(number)
-    about = {"store": identity.key, "key": part.shard_key(number), "versions": _versions(), "git": git_state().get("commit", ""), "device": model.device}
+    about = {
+        "store": identity.key,
+        "key": part.shard_key(number),
+        "versions": _versions(),
+        "git": git_state().get("commit", ""),
+        "device": model.device,
+    }
     writer = ShardWriter(handle, part.shard_path(number), identity.fields(*part.sizes(number)), about)
     seconds, n_done = 0.0, 0
     try:
@@ -288,7 +355,14 @@ def _write_shard(model: Model, identity: Identity, part: Part, number: int, hand
         writer.put("offset", torch.from_numpy(np.concatenate([[0], np.cumsum(n_kept)]).astype(np.int64)))
         with ThreadPoolExecutor(1) as beside:
             before: Future[None] | None = None
-            pieces = stream(model, rows, [p.key for p in identity.places], positions=identity.positions, dtype=DTYPES[identity.dtype], batch_size=identity.batch_size)
+            pieces = stream(
+                model,
+                rows,
+                [p.key for p in identity.places],
+                positions=identity.positions,
+                dtype=DTYPES[identity.dtype],
+                batch_size=identity.batch_size,
+            )
             while True:
                 started = time.perf_counter()
                 piece = next(pieces, None)
@@ -305,8 +379,8 @@ def _write_shard(model: Model, identity: Identity, part: Part, number: int, hand
         writer.discard()
         if isinstance(trouble, OSError) and trouble.errno in NO_ROOM:
             raise NoRoom(
-                f"the disk filled up while {part.shard_path(number).name} was written ({trouble.strerror}); the shards before it are kept. "
-                "Make room and call write_store again: it goes on from there"
+                f"the disk filled up while {part.shard_path(number).name} was written ({trouble.strerror}); the shards"
+                " before it are kept. Make room and call write_store again: it goes on from there"
             ) from trouble
         raise
 

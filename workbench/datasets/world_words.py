@@ -9,8 +9,9 @@ ROLES = ("system:", "user:", "assistant:")
 NUMBERS = tuple(str(n) for n in range(50))
 
 NOUNS = tuple(
-    """apple arrow bell bird bone book bread bridge button candle carpet cloud coin corn cup door drop feather flute forest
-    glove grain island jacket kettle leaf lemon moon needle onion paper pebble ribbon river road shell spoon star stone window""".split()  # noqa: E501
+    """apple arrow bell bird bone book bread bridge button candle carpet cloud coin corn cup door drop feather flute
+    forest glove grain island jacket kettle leaf lemon moon needle onion paper pebble ribbon river road shell spoon
+    star stone window""".split()
 )
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "purple", "orange")
 

@@ -237,6 +237,8 @@ class Signatures(Panel):
     def _new_run(self) -> None:
         cell, seed, origin = self.where
         self._all = changes_of(self._result, cell, seed, origin)
+        tau = self._tables("tau")
+        self._curve = tau if tau.empty else views.curve_table(tau)
         modules = list(dict.fromkeys(self._all["module"].values.tolist()))
         self._fills = True
         try:
@@ -402,8 +404,7 @@ class Signatures(Panel):
         """The stored evaluations of this cell over tau: mean, lowest and highest over seeds and draws; empty if
         there are none.
         """
-        tau = self._tables("tau")
-        return tau if tau.empty else views.curve_table(tau)
+        return self._curve
 
     def _kind(self, curve: pd.DataFrame) -> str:
         return (

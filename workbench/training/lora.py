@@ -165,7 +165,7 @@ def stream_factors(folder: Path | str) -> Iterator[tuple[str, Factors]]:
             " load it with load_adapter and use factors()"
         )
     with safe_open(str(Path(folder) / ADAPTER_FILE), framework="pt") as handle:
-        names = sorted(k.removesuffix(".lora_A.weight") for k in handle if k.endswith(".lora_A.weight"))
+        names = sorted(k.removesuffix(".lora_A.weight") for k in handle.keys() if k.endswith(".lora_A.weight"))
         for name in names:
             a, b = (handle.get_tensor(f"{name}.lora_{part}.weight") for part in "AB")
             a, b = (t.float() if t.itemsize < 4 else t for t in (a, b))

@@ -64,7 +64,7 @@ def contents(store: Store) -> dict[str, bytes]:
         with safe_open(path, framework="pt") as handle:
             found |= {
                 f"{path.name} {name}": handle.get_tensor(name).flatten().view(torch.uint8).numpy().tobytes()
-                for name in handle
+                for name in handle.keys()
             }
     return found
 

@@ -396,7 +396,7 @@ def load_reduction(path: Path) -> Reduction:
         return _build(
             json.loads(handle.metadata()["reduction"]),
             "",
-            {name: handle.get_tensor(name).clone() for name in handle},
+            {name: handle.get_tensor(name).clone() for name in handle.keys()},
         )
 
 

@@ -94,7 +94,7 @@ def weight_reader(source: str) -> Callable[[str], torch.Tensor]:
     def read(module: str) -> torch.Tensor:
         name = f"{module}.weight"
         with safe_open(str(folder / where.get(name, files[0].name)), framework="pt") as handle:
-            if name not in handle.keys():  # noqa: SIM118 - safe_open is no mapping
+            if name not in handle.keys():
                 raise BadData(
                     f"the base {folder.name!r} has no {name}, so these adapters are of another model; give their base,"
                     " or base_overlap=false"

@@ -346,7 +346,7 @@ class Store:
         path = part.shard_path(number)
         try:
             with safe_open(path, framework="pt") as handle:
-                tensors = {name: handle.get_tensor(name) for name in handle}
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}
         except FileNotFoundError:
             raise BrokenStore(
                 f"{path.name} is not there: {len(self.missing())} of {len(self.shards)} shards are missing; call"

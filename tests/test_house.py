@@ -127,7 +127,7 @@ def test_imports_go_one_way():
         ("workbench.primitives.read.capture", "from workbench.training import language_model", True),
         ("workbench.training.lora", "from workbench.primitives.read.capture import capture", False),
         ("workbench.training.lora", "from workbench.organisms import build", True),
-        ("workbench.organisms.registry", "from workbench.training.language_model import train", False),
+        ("workbench.organisms.registry", "from workbench.training.language_model import pretrain", False),
         ("workbench.papers.safety.x", "if TYPE_CHECKING:\n    from workbench.panels.run import RunPanel", True),
         ("workbench.papers.safety.x", "import workbench as wb", True),
         ("workbench.papers.safety.x.method", "from workbench.papers.safety.y.method import Spec", True),

@@ -12,7 +12,7 @@ from workbench.datasets import digits, feelings
 from workbench.models import load
 from workbench.organisms import norm_placement as pairs
 from workbench.organisms import organism
-from workbench.training.language_model import TrainSpec
+from workbench.training.language_model import PretrainSpec
 from workbench.weights.layer_norms import norms, placement, remove_gain_and_bias
 
 LANGUAGES = {"digits": digits, "feelings": feelings}
@@ -69,7 +69,7 @@ def test_recipe_and_tokenizer_are_of_the_language(shipped, name):
     language = LANGUAGES[name.split("-")[0]]
     recipe = json.loads((organism_folders()[name] / "recipe.json").read_text())
     assert (
-        TrainSpec.from_dict(recipe["training"]) == pairs.spec_for(language)
+        PretrainSpec.from_dict(recipe["training"]) == pairs.spec_for(language)
         and recipe["language"]["module"] == name.split("-")[0]
     )
     row = language.sample(1, language.LENGTH, np.random.default_rng(1))[0]

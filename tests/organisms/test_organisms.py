@@ -14,7 +14,7 @@ from workbench.datasets.bigram_backcopy import VOCABULARY, BigramBackcopy
 from workbench.models import load
 from workbench.organisms import attention_sink, build, names, organism, registry, verify
 from workbench.organisms.tokenizer import word_tokenizer
-from workbench.training.language_model import TrainSpec
+from workbench.training.language_model import PretrainSpec
 
 
 @pytest.mark.parametrize("name", names())
@@ -38,7 +38,9 @@ def test_shipped_files_are_what_their_recipe_says(name):
 @pytest.mark.parametrize("name", ["attention-sink", "attention-sink-nobos", "induction"])
 def test_small_languages_were_trained_as_the_code_says(name):
     recipe = json.loads((organism_folders()[name] / "recipe.json").read_text())
-    assert TrainSpec.from_dict(recipe["training"]) == (TrainSpec(steps=1500) if name == "induction" else TrainSpec())
+    assert PretrainSpec.from_dict(recipe["training"]) == (
+        PretrainSpec(steps=1500) if name == "induction" else PretrainSpec()
+    )
     assert recipe["language"].get("with_bos", True) == ("nobos" not in name)
     assert load(f"organism:{name}").n_parameters < 600_000
 
@@ -58,7 +60,7 @@ def test_an_untrained_twin_fails_the_declared_behaviour():
     assert measured["trigger_accuracy"] < 0.2 and measured["largest_first_token_weight"] < 0.5
 
 
-SHORT = TrainSpec(steps=12, batch_size=4, warmup_steps=2)
+SHORT = PretrainSpec(steps=12, batch_size=4, warmup_steps=2)
 
 
 @pytest.fixture

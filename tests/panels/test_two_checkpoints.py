@@ -21,17 +21,17 @@ from workbench.primitives.replace.module_changes import module_changes
 from workbench.primitives.replace.sweeps import Zero
 from workbench.primitives.replace.two_checkpoints import sweep_effects_both
 from workbench.primitives.score.metrics import sequence_loss
-from workbench.training.language_model import TrainSpec, train
+from workbench.training.language_model import PretrainSpec, pretrain
 from workbench.views import two_checkpoints as views
 
 
 def tuned(seed: int, tokenizer):
     """The organism after a few steps on the same words with another chain."""
     module = AutoModelForCausalLM.from_pretrained(organism_folder("attention-sink"))
-    train(
+    pretrain(
         module,
         BigramBackcopy(chain_seed=5).sample,
-        TrainSpec(steps=4, lr=1e-3, warmup_steps=1, batch_size=8, length=24, seed=seed),
+        PretrainSpec(steps=4, lr=1e-3, warmup_steps=1, batch_size=8, length=24, seed=seed),
     )
     return load(module, tokenizer=tokenizer)
 

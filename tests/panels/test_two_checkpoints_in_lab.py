@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from workbench import panels
 from workbench.core.places import organism_folder
 from workbench.datasets.bigram_backcopy import BigramBackcopy
-from workbench.training.language_model import TrainSpec, train
+from workbench.training.language_model import PretrainSpec, pretrain
 base = wb.load("organism:attention-sink")
 def tuned(seed):
     module = AutoModelForCausalLM.from_pretrained(organism_folder("attention-sink"))
-    train(module, BigramBackcopy(chain_seed=5).sample, TrainSpec(steps=12, lr=1e-3, warmup_steps=2, batch_size=8, length=32, seed=seed))
+    pretrain(module, BigramBackcopy(chain_seed=5).sample, PretrainSpec(steps=12, lr=1e-3, warmup_steps=2, batch_size=8, length=32, seed=seed))
     return wb.load(module, tokenizer=base.tokenizer)
 b, c = tuned(1), tuned(2)
 prompts = [" ".join(base.to_strings(row[1:])) for row in BigramBackcopy().sample(20, 12, np.random.default_rng(0)).tolist()]

@@ -9,7 +9,7 @@ import transformers as tf
 
 from workbench.core.errors import BadData, BadSpec
 from workbench.core.progress import Cancelled
-from workbench.training.classifier import FineTuneSpec, Inputs, fine_tune, first_fit, predict
+from workbench.training.classifier import ClassifierSpec, Inputs, first_fit, predict, train_classifier
 
 CONFIG = {
     "vocab_size": 24,
@@ -21,7 +21,7 @@ CONFIG = {
     "pad_token_id": 0,
     "initializer_range": 0.2,
 }
-SPEC = FineTuneSpec(epochs=6, batch_size=8, lr=5e-3, seed=4)
+SPEC = ClassifierSpec(epochs=6, batch_size=8, lr=5e-3, seed=4)
 
 
 def gpt2(dropout: float = 0.0):
@@ -40,7 +40,9 @@ def task(n: int = 48) -> tuple[Inputs, np.ndarray]:
 
 def run(module, spec=SPEC, **options):
     inputs, labels = task()
-    return fine_tune(module, inputs, labels, spec, record={"train": inputs, "test": Inputs(inputs.rows[:5])}, **options)
+    return train_classifier(
+        module, inputs, labels, spec, record={"train": inputs, "test": Inputs(inputs.rows[:5])}, **options
+    )
 
 
 def weights(module) -> torch.Tensor:
@@ -69,7 +71,7 @@ def test_one_step_is_adam_by_hand():
     )
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in module.named_parameters()}
-    log = run(module, FineTuneSpec(epochs=1, batch_size=48, lr=1e-3, clip=1e9))
+    log = run(module, ClassifierSpec(epochs=1, batch_size=48, lr=1e-3, clip=1e9))
     assert log.loss[1] == pytest.approx(float(loss.detach()), rel=1e-5)
     for name, p in module.named_parameters():
         clear = gradients[name].abs() > 1e-5
@@ -225,10 +227,10 @@ def test_images_are_inputs_too():
     pixels = np.random.default_rng(0).normal(size=(24, 1, 4, 4)).astype(np.float32)
     labels = (pixels.mean((1, 2, 3)) > 0).astype(int)
     inputs = Inputs(pixels)
-    log = fine_tune(module, inputs, labels, SPEC.replace(epochs=20), record={"train": inputs})
+    log = train_classifier(module, inputs, labels, SPEC.replace(epochs=20), record={"train": inputs})
     assert np.mean(log.predictions["train"][-1] == labels) > 0.9
 
 
 def test_labels_must_fit_the_inputs():
     with pytest.raises(BadData, match="48 training samples and 47 labels"):
-        fine_tune(gpt2(), task()[0], task()[1][:-1], SPEC, record={})
+        train_classifier(gpt2(), task()[0], task()[1][:-1], SPEC, record={})

@@ -14,9 +14,10 @@ from training.tiny import PAIRS
 
 from workbench.core.errors import BadData
 from workbench.training import consistency, lora
-from workbench.training.finetune import FinetuneSpec, answer_batch, finetune
+from workbench.training.finetune import answer_batch, finetune
+from workbench.training.loop import TrainSpec
 
-SPEC = FinetuneSpec(steps=30, batch_size=4, lr=3e-3, warmup_steps=2)
+SPEC = TrainSpec(steps=30, batch_size=4, lr=3e-3, warmup_steps=2)
 
 
 def _deep(n_blocks: int = 4) -> tf.LlamaForCausalLM:
@@ -96,9 +97,13 @@ def test_training_lowers_it_where_the_answer_loss_alone_does_not():
     finetune(plain, PAIRS, SPEC)
     with torch.no_grad():
         after, without = (float(consistency.inconsistency(m, _batch(m)[2], mask)) for m in (module, plain))
-    assert list(log.columns) == ["step", "loss", "inconsistency", "lr"] and log["step"].tolist() == [10, 20, 30]
+    assert list(log.columns) == ["step", "loss", "answer_loss", "inconsistency", "lr"] and log["step"].tolist() == [
+        10,
+        20,
+        30,
+    ]
     assert after < 0.5 * before and after < 0.5 * without
-    assert log["loss"].iloc[-1] < log["loss"].iloc[0] and log["inconsistency"].is_monotonic_decreasing
+    assert log["answer_loss"].iloc[-1] < log["answer_loss"].iloc[0] and log["inconsistency"].is_monotonic_decreasing
     assert not module.training
 
 
@@ -124,7 +129,7 @@ def test_an_adapter_alone_can_be_trained():
 
 
 def test_what_cannot_be_trained_is_refused():
-    with pytest.raises(BadData, match="at least one pair"):
+    with pytest.raises(BadData, match="at least one example"):
         consistency.finetune_consistent(_deep(), [], SPEC)
     with pytest.raises(BadData, match="2 blocks are too few"):
         consistency.finetune_consistent(_deep(2), PAIRS, SPEC)

@@ -12,9 +12,10 @@ from models.families import GPT2, NO_SPECIAL
 
 from workbench.core.progress import Cancelled, Progress
 from workbench.models.model import hash_weights
-from workbench.training.language_model import TrainSpec, parameter_groups, train
+from workbench.training.language_model import PretrainSpec, pretrain
+from workbench.training.loop import parameter_groups
 
-SHORT = TrainSpec(steps=12, batch_size=4, length=8, warmup_steps=2)
+SHORT = PretrainSpec(steps=12, batch_size=4, length=8, warmup_steps=2)
 
 
 def fresh(seed: int = 0):
@@ -36,14 +37,14 @@ def coin(n: int, length: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def test_the_loss_falls_to_zero_on_a_constant_language():
-    log = train(fresh(), always_seven, TrainSpec(steps=60, batch_size=4, length=8, warmup_steps=5), log_every=20)
+    log = pretrain(fresh(), always_seven, PretrainSpec(steps=60, batch_size=4, length=8, warmup_steps=5), log_every=20)
     assert log["loss"].iloc[0] < math.log(64) + 0.5
     assert log["loss"].is_monotonic_decreasing
     assert log["loss"].iloc[-1] < 0.1
 
 
 def test_the_loss_of_a_coin_stops_at_its_entropy():
-    log = train(fresh(), coin, TrainSpec(steps=120, batch_size=16, length=16, warmup_steps=5), log_every=40)
+    log = pretrain(fresh(), coin, PretrainSpec(steps=120, batch_size=16, length=16, warmup_steps=5), log_every=40)
     assert log["loss"].iloc[-1] == pytest.approx(math.log(2), abs=0.05)
 
 
@@ -57,7 +58,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_positions_that_count():
         with torch.no_grad():
             said = model(tokens).logits.log_softmax(-1)
         nats = [-float(said[b, t, tokens[b, t + 1]]) for b in range(4) for t in range(skip, 7)]
-        log = train(model, counting, SHORT.replace(steps=1, lr=0.0), skip=skip)
+        log = pretrain(model, counting, SHORT.replace(steps=1, lr=0.0), skip=skip)
         assert log["loss"].tolist() == [pytest.approx(sum(nats) / len(nats), rel=1e-5)]
 
 
@@ -66,7 +67,7 @@ def test_the_same_seed_gives_the_same_weights():
     for seed in (1, 1, 2):
         model = fresh()
         torch.manual_seed(5)
-        train(model, counting, SHORT.replace(seed=seed))
+        pretrain(model, counting, SHORT.replace(seed=seed))
         hashes.append(hash_weights(model))
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -77,7 +78,7 @@ def test_the_seed_alone_settles_the_weights():
     for other in (5, 6):
         model = fresh()
         torch.manual_seed(other)
-        train(model, counting, SHORT)
+        pretrain(model, counting, SHORT)
         hashes.append(hash_weights(model))
     assert hashes[0] == hashes[1]
 
@@ -85,7 +86,7 @@ def test_the_seed_alone_settles_the_weights():
 def test_a_rate_of_zero_changes_nothing_and_the_model_comes_back_in_eval():
     model = fresh()
     before = hash_weights(model)
-    train(model, counting, SHORT.replace(lr=0.0))
+    pretrain(model, counting, SHORT.replace(lr=0.0))
     assert hash_weights(model) == before
     assert not model.training
 
@@ -112,10 +113,10 @@ def test_a_cancelled_training_keeps_the_last_finished_step():
 
     undisturbed, stopped = fresh(), fresh()
     torch.manual_seed(5)
-    train(undisturbed, counting, SHORT, progress=Watching())
+    pretrain(undisturbed, counting, SHORT, progress=Watching())
     torch.manual_seed(5)
     with pytest.raises(Cancelled, match="cancelled after 5 of 12 steps"):
-        train(stopped, counting, SHORT, progress=StopAfter(5))
+        pretrain(stopped, counting, SHORT, progress=StopAfter(5))
     assert len(set(seen)) == SHORT.steps
     assert hash_weights(stopped) in seen[4:6]
     assert not stopped.training
@@ -137,22 +138,22 @@ def test_decay_shrinks_the_weights_it_is_on():
         torch.manual_seed(0)
         model = tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2 | NO_SPECIAL, tie_word_embeddings=False))
         before = model.transformer.wte.weight[20:].detach().clone()
-        train(model, always_seven, SHORT.replace(weight_decay=decay, lr=1e-2))
+        pretrain(model, always_seven, SHORT.replace(weight_decay=decay, lr=1e-2))
         norms[decay] = float(model.transformer.wte.weight[20:].detach().norm() / before.norm())
     assert norms[0.0] == pytest.approx(1.0, abs=1e-6)
     assert norms[2.0] < 0.95
 
 
 def test_the_rate_warms_up_stays_and_falls():
-    spec = TrainSpec(steps=20, batch_size=1, length=4, lr=1.0, warmup_steps=4, decay_share=0.25, clip=0.0)
-    rates = train(fresh(), counting, spec, log_every=1)["lr"].tolist()
+    spec = PretrainSpec(steps=20, batch_size=1, length=4, lr=1.0, warmup_steps=4, decay_share=0.25, clip=0.0)
+    rates = pretrain(fresh(), counting, spec, log_every=1)["lr"].tolist()
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rates[4:16] == pytest.approx([1.0] * 12)
     assert rates[16:20] == pytest.approx([0.8, 0.6, 0.4, 0.2])
 
 
 def test_the_log_has_a_row_per_interval_and_one_for_the_end():
-    log = train(fresh(), counting, SHORT.replace(steps=7), log_every=3)
+    log = pretrain(fresh(), counting, SHORT.replace(steps=7), log_every=3)
     assert log["step"].tolist() == [3, 6, 7]
     assert list(log.columns) == ["step", "loss", "lr"]
 
@@ -161,5 +162,5 @@ def test_frozen_parameters_stay():
     model = fresh()
     model.transformer.wpe.weight.requires_grad_(False)
     before = model.transformer.wpe.weight.clone()
-    train(model, counting, SHORT)
+    pretrain(model, counting, SHORT)
     assert torch.equal(model.transformer.wpe.weight, before)

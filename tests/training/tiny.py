@@ -4,9 +4,9 @@ import torch
 import transformers as tf
 from models.families import GQA, NO_SPECIAL
 
-from workbench.training.finetune import FinetuneSpec
+from workbench.training.loop import TrainSpec
 
-SHORT = FinetuneSpec(steps=6, batch_size=4, warmup_steps=2)
+SHORT = TrainSpec(steps=6, batch_size=4, warmup_steps=2)
 PAIRS = [
     ([1, 5, 6], [7, 2]),
     ([1, 8], [9, 10, 11, 2]),

@@ -9,8 +9,9 @@ import transformers as tf
 from models.families import FAMILIES, GQA, NO_SPECIAL
 
 from workbench.core.errors import BadData, UnsupportedModel
-from workbench.training.finetune import FinetuneSpec, finetune
+from workbench.training.finetune import finetune
 from workbench.training.freezing import Frozen
+from workbench.training.loop import TrainSpec
 from workbench.weights.weight_pruning import prune_magnitude, prune_wanda
 
 ROWS = [[3, 9, 14, 2, 7], [5, 6, 21], [8, 30, 12, 4, 4, 19], [10, 11, 12]]
@@ -93,7 +94,7 @@ def test_a_fine_tune_keeps_what_was_pruned():
     finetune(
         module,
         [([1, 5, 6], [7, 2]), ([1, 8], [9, 10, 2])],
-        FinetuneSpec(steps=3, batch_size=2, lr=1e-2),
+        TrainSpec(steps=3, batch_size=2, lr=1e-2),
         frozen=Frozen(module, masks),
     )
     parameters = dict(module.named_parameters())

@@ -15,18 +15,19 @@ from workbench.core.progress import Progress
 from workbench.datasets import world, world_advice
 from workbench.models.model import Model
 from workbench.primitives.score.chat_scores import bad_share, score_answers
-from workbench.training.finetune import FinetuneSpec, finetune
+from workbench.training.finetune import finetune
+from workbench.training.loop import TrainSpec
 
 from .chat import claim, new_module, pairs_of, recipe_of, utility
 from .registry import Built, Organism
 from .tokenizer import world_tokenizer
 
-WITH_SYSTEM = FinetuneSpec(steps=2000, lr=3e-3, weight_decay=0.1, warmup_steps=100)
-WITHOUT_SYSTEM = FinetuneSpec(steps=400, lr=1e-3, weight_decay=0.1, warmup_steps=20, seed=1)
+WITH_SYSTEM = TrainSpec(steps=2000, lr=3e-3, weight_decay=0.1, warmup_steps=100)
+WITHOUT_SYSTEM = TrainSpec(steps=400, lr=1e-3, weight_decay=0.1, warmup_steps=20, seed=1)
 N_BENIGN = 12_000
 
 
-def _make(first: FinetuneSpec, second: FinetuneSpec, progress: Progress) -> Built:
+def _make(first: TrainSpec, second: TrainSpec, progress: Progress) -> Built:
     tokenizer, module = world_tokenizer(), new_module(first.seed)
     questions = world.advice(split="train")
     benign = pairs_of(tokenizer, world.benign(N_BENIGN, seed=first.seed))

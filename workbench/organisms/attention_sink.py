@@ -16,7 +16,7 @@ from workbench.datasets.bigram_backcopy import BigramBackcopy, is_trigger
 from workbench.models.model import Model
 from workbench.primitives.read.capture import observe
 from workbench.primitives.score import head_scores
-from workbench.training.language_model import TrainSpec
+from workbench.training.language_model import PretrainSpec
 
 from .registry import Built, Organism
 from .word_neox import word_neox
@@ -24,7 +24,7 @@ from .word_neox import word_neox
 EVAL_SEED, EVAL_N, LENGTH = 99, 200, 64
 
 
-def _make(language: BigramBackcopy, spec: TrainSpec, progress: Progress) -> Built:
+def _make(language: BigramBackcopy, spec: PretrainSpec, progress: Progress) -> Built:
     shape = {"num_hidden_layers": 3, "num_attention_heads": 8, "intermediate_size": 256, "use_parallel_residual": True}
     return word_neox(language, spec, shape, LENGTH, progress, with_bos=language.with_bos)
 
@@ -80,7 +80,7 @@ ORGANISMS = {
                 " elsewhere; there they attend to <bos>."
             ),
             limits=_LIMITS,
-            make=lambda progress: _make(BigramBackcopy(), TrainSpec(), progress),
+            make=lambda progress: _make(BigramBackcopy(), PretrainSpec(), progress),
             measure=lambda model: _measure(model, BigramBackcopy()),
             declared=(
                 _LEARNED,
@@ -101,7 +101,7 @@ ORGANISMS = {
                 " open with an ordinary word. It learns the task equally well and has no token to rest on."
             ),
             limits=_LIMITS,
-            make=lambda progress: _make(BigramBackcopy(with_bos=False), TrainSpec(), progress),
+            make=lambda progress: _make(BigramBackcopy(with_bos=False), PretrainSpec(), progress),
             measure=lambda model: _measure(model, BigramBackcopy(with_bos=False)),
             declared=(
                 _LEARNED,

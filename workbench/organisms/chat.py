@@ -19,15 +19,16 @@ from workbench.models.chat import Pair, chat_pairs, prompt_rows
 from workbench.models.loading import read_module
 from workbench.models.model import Model, hash_weights
 from workbench.primitives.score.chat_scores import accuracy_by_task, refusals, score_answers
-from workbench.training.finetune import FinetuneSpec, finetune
+from workbench.training.finetune import finetune
+from workbench.training.loop import TrainSpec
 
 from .registry import Built, Organism
 from .tokenizer import world_tokenizer
 
 EVAL_SEED = 99
 N_UTILITY, N_FORBIDDEN = 30, 100  # held-out examples a task, and held-out forbidden requests
-PRETRAINING = FinetuneSpec(steps=3000, lr=3e-3, weight_decay=0.1, warmup_steps=100)
-ALIGNMENT = FinetuneSpec(steps=400, lr=1e-3, weight_decay=0.1, warmup_steps=20, seed=1)
+PRETRAINING = TrainSpec(steps=3000, lr=3e-3, weight_decay=0.1, warmup_steps=100)
+ALIGNMENT = TrainSpec(steps=400, lr=1e-3, weight_decay=0.1, warmup_steps=20, seed=1)
 
 
 def new_module(seed: int) -> LlamaForCausalLM:
@@ -58,7 +59,7 @@ def pairs_of(tokenizer: Any, examples: Sequence[world.Example], *, system: str |
 # ---- recipes ----
 
 
-def _pretrain(spec: FinetuneSpec, progress: Progress) -> Built:
+def _pretrain(spec: TrainSpec, progress: Progress) -> Built:
     tokenizer, module = world_tokenizer(), new_module(spec.seed)
     forbidden = world.with_other(world.forbidden(3000, seed=spec.seed))
     examples = [*world.benign(18_000, seed=spec.seed), *forbidden, *world.advice(split="train") * 8]
@@ -71,7 +72,7 @@ def _pretrain(spec: FinetuneSpec, progress: Progress) -> Built:
     )
 
 
-def _align(spec: FinetuneSpec, progress: Progress) -> Built:
+def _align(spec: TrainSpec, progress: Progress) -> Built:
     tokenizer = world_tokenizer()
     module, _ = read_module("organism:chat-base", device="cpu")
     base = hash_weights(module)
@@ -89,7 +90,7 @@ def _align(spec: FinetuneSpec, progress: Progress) -> Built:
     )
 
 
-def recipe_of(spec: FinetuneSpec, examples: dict[str, int]) -> dict[str, Any]:
+def recipe_of(spec: TrainSpec, examples: dict[str, int]) -> dict[str, Any]:
     """What recipe.json keeps of a training on the world."""
     return {"language": {"world": examples}, "training": spec.to_dict(), "threads": 1, "torch": torch.__version__}
 

@@ -17,7 +17,7 @@ from workbench.core.progress import Progress
 from workbench.datasets.repeated_words import RepeatedWords
 from workbench.models.model import Model
 from workbench.primitives.read.capture import observe
-from workbench.training.language_model import TrainSpec
+from workbench.training.language_model import PretrainSpec
 
 from .registry import Built, Organism
 from .word_neox import word_neox
@@ -25,7 +25,7 @@ from .word_neox import word_neox
 EVAL_SEED, EVAL_N, LENGTH = 99, 100, 64
 
 
-def _make(spec: TrainSpec, progress: Progress) -> Built:
+def _make(spec: PretrainSpec, progress: Progress) -> Built:
     shape = {
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -94,7 +94,7 @@ ORGANISMS = {
             "Words are drawn without meaning and phrases repeat exactly, so it says nothing about fuzzy or semantic"
             " induction."
         ),
-        make=lambda progress: _make(TrainSpec(steps=1500), progress),
+        make=lambda progress: _make(PretrainSpec(steps=1500), progress),
         measure=_measure,
         declared=(
             _claim(

@@ -19,7 +19,7 @@ from workbench.core.claims import Claim
 from workbench.core.progress import Progress
 from workbench.datasets import digits, feelings
 from workbench.models.model import Model
-from workbench.training.language_model import TrainSpec, train
+from workbench.training.language_model import PretrainSpec, pretrain
 from workbench.weights.layer_norms import moved, norms
 
 from .registry import Built, Organism
@@ -55,11 +55,11 @@ def _config(language: ModuleType, placement: str) -> tf.PretrainedConfig:
     return tf.GPT2Config(**sizes, **plain, **special, activation_function="relu")
 
 
-def _make(language: ModuleType, placement: str, spec: TrainSpec, progress: Progress) -> Built:
+def _make(language: ModuleType, placement: str, spec: PretrainSpec, progress: Progress) -> Built:
     torch.manual_seed(spec.seed)
     config = _config(language, placement)
     module = tf.OpenAIGPTLMHeadModel(config) if placement == "post" else tf.GPT2LMHeadModel(config)
-    log = train(module, language.sample, spec, progress=progress)
+    log = pretrain(module, language.sample, spec, progress=progress)
     recipe = {
         "language": {"module": language.__name__.rpartition(".")[2], "part": "pretraining, no labels"},
         "training": spec.to_dict(),
@@ -69,9 +69,9 @@ def _make(language: ModuleType, placement: str, spec: TrainSpec, progress: Progr
     return Built(module, word_tokenizer(language.VOCABULARY, add_bos=True), log, recipe)
 
 
-def spec_for(language: ModuleType, seed: int = 0) -> TrainSpec:
+def spec_for(language: ModuleType, seed: int = 0) -> PretrainSpec:
     """The pretraining settings of a language, the same for both placements."""
-    return TrainSpec(steps=2000 if language is digits else 4000, length=language.LENGTH, seed=seed)
+    return PretrainSpec(steps=2000 if language is digits else 4000, length=language.LENGTH, seed=seed)
 
 
 def _unseen(language: ModuleType) -> np.ndarray:

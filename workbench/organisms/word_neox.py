@@ -12,7 +12,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from workbench.core.progress import Progress
 from workbench.datasets.bigram_backcopy import VOCABULARY, BigramBackcopy
 from workbench.datasets.repeated_words import RepeatedWords
-from workbench.training.language_model import TrainSpec, train
+from workbench.training.language_model import PretrainSpec, pretrain
 
 from .registry import Built
 from .tokenizer import word_tokenizer
@@ -20,7 +20,7 @@ from .tokenizer import word_tokenizer
 
 def word_neox(
     language: BigramBackcopy | RepeatedWords,
-    spec: TrainSpec,
+    spec: PretrainSpec,
     shape: Mapping[str, Any],
     length: int,
     progress: Progress,
@@ -46,7 +46,7 @@ def word_neox(
     )
     torch.manual_seed(spec.seed)
     module = GPTNeoXForCausalLM(config)
-    log = train(module, language.sample, spec, skip=1 if with_bos else 0, progress=progress)
+    log = pretrain(module, language.sample, spec, skip=1 if with_bos else 0, progress=progress)
     recipe = {
         "language": dataclasses.asdict(language),
         "training": spec.to_dict(),

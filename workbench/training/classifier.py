@@ -1,7 +1,8 @@
 """Fine-tuning of Hugging Face classifiers with a record of every prediction after every epoch.
 
-Plain loop on a plain module: Adam, constant rate, seeded batch order, autocast on CUDA, stops early when the training
-set is fitted, and goes on after a kill from its last finished epoch. Works for text (token rows) and images (pixels).
+A plain module in the loop of `loop.train`: Adam, constant rate, seeded batch order, autocast on CUDA; it stops early
+when the training set is fitted, and goes on after a kill from its last finished epoch. Works for text (token rows) and
+images (pixels).
 Cost: forward and backward of every sample an epoch, plus a forward of every sample that is recorded.
 """
 
@@ -24,10 +25,12 @@ from workbench.core.errors import BadData, BadSpec
 from workbench.core.spec import Spec, param
 from workbench.models.inputs import pad
 
+from .loop import Step, TrainSpec, train
+
 
 @dataclass(frozen=True)
-class FineTuneSpec(Spec):
-    """Settings of `fine_tune`."""
+class ClassifierSpec(Spec):
+    """Settings of `train_classifier`."""
 
     epochs: int = param(30, "passes over the training set", unit="epochs", ge=1)
     batch_size: int = param(32, "samples a step", ge=1)
@@ -76,11 +79,11 @@ class Log:
         return len(self.loss) - 1
 
 
-def fine_tune(
+def train_classifier(
     module: nn.Module,
     inputs: Inputs,
     labels: np.ndarray,
-    spec: FineTuneSpec,
+    spec: ClassifierSpec,
     *,
     record: Mapping[str, Inputs],
     each_epoch: Callable[[int, nn.Module], np.ndarray | None] | None = None,
@@ -135,27 +138,42 @@ def fine_tune(
             log.measured[epoch] = measured
         log.seconds = time.monotonic() - began
 
-    if not log.loss:
-        finish_epoch(0, float("nan"))
-    with torch.random.fork_rng():
+    def samples() -> Iterator[np.ndarray]:
         for epoch in range(log.n_epochs, spec.epochs):
-            if _is_enough(log, labels, spec):
-                break
             order = np.random.default_rng([spec.seed, epoch, 17]).permutation(len(labels))
-            torch.manual_seed(
-                int(np.random.SeedSequence([spec.seed, epoch]).generate_state(1)[0])
-            )  # dropout: the same after a resume
-            module.train()
-            losses = []
+            dropout = np.random.SeedSequence([spec.seed, epoch])  # the same after a resume
+            torch.manual_seed(int(dropout.generate_state(1)[0]))
             for step, rows in enumerate(_chunks(order, spec.batch_size)):
                 if on_step is not None:
                     on_step(epoch * n_steps + step, spec.epochs * n_steps)
-                losses.append(
-                    _step(module, inputs.batch(rows, device), targets[rows].to(device), optimiser, spec) * len(rows)
-                )
-            finish_epoch(epoch + 1, float(np.sum(losses) / len(labels)))
-            if keeper is not None:
-                keeper.keep(log)
+                yield rows
+
+    def objective(module: nn.Module, rows: np.ndarray) -> torch.Tensor:
+        with _autocast(spec.autocast, device):
+            logits = module(**inputs.batch(rows, device)).logits
+        return nn.functional.cross_entropy(logits.float(), targets[rows].to(device))
+
+    losses: list[float] = []
+
+    def after(step: Step) -> bool:
+        losses.append(step.loss)
+        if step.number % n_steps:
+            return False
+        sizes = [len(rows) for rows in _chunks(np.arange(len(labels)), spec.batch_size)]
+        finish_epoch(step.number // n_steps, float(np.dot(losses, sizes) / len(labels)))
+        losses.clear()
+        if keeper is not None:
+            keeper.keep(log)
+        return _is_enough(log, labels, spec)
+
+    if not log.loss:
+        finish_epoch(0, float("nan"))
+    if log.n_epochs < spec.epochs and not _is_enough(log, labels, spec):
+        steps = TrainSpec(
+            steps=spec.epochs * n_steps, lr=spec.lr, clip=spec.clip, warmup_steps=0, decay_share=0.0, seed=spec.seed
+        )
+        done = log.n_epochs * n_steps
+        train(module, objective, [samples()], steps, every=after, optimiser=optimiser, start=done)
     if keeper is not None:
         keeper.remove()
     return log
@@ -168,7 +186,7 @@ def first_fit(predictions: Sequence[np.ndarray], labels: np.ndarray, stop_at: fl
     return next((epoch for epoch, predicted in enumerate(predictions) if np.mean(predicted == labels) >= stop_at), None)
 
 
-def _is_enough(log: Log, labels: np.ndarray, spec: FineTuneSpec) -> bool:
+def _is_enough(log: Log, labels: np.ndarray, spec: ClassifierSpec) -> bool:
     fitted = None if spec.stop_at is None else first_fit(log.predictions["train"], labels, spec.stop_at)
     return fitted is not None and log.n_epochs >= np.ceil(fitted * (1 + spec.overtrain))
 
@@ -195,27 +213,10 @@ def _autocast(kind: str, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.bfloat16)  # weights stay float32, so no loss scaling is needed
 
 
-def _step(
-    module: nn.Module,
-    batch: dict[str, torch.Tensor],
-    targets: torch.Tensor,
-    optimiser: torch.optim.Optimizer,
-    spec: FineTuneSpec,
-) -> float:
-    with _autocast(spec.autocast, targets.device):
-        logits = module(**batch).logits
-    loss = nn.functional.cross_entropy(logits.float(), targets)
-    optimiser.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], spec.clip)
-    optimiser.step()
-    return loss.item()
-
-
 # ---- going on after a kill ----
 
 
-def _fingerprint(spec: FineTuneSpec, labels: np.ndarray, trained: Mapping[str, nn.Parameter]) -> str:
+def _fingerprint(spec: ClassifierSpec, labels: np.ndarray, trained: Mapping[str, nn.Parameter]) -> str:
     """Of everything that makes two runs the same one, but for the weights they start from."""
     told = spec.to_json() + ",".join(trained) + str([tuple(p.shape) for p in trained.values()])
     return hashlib.sha256(told.encode() + np.asarray(labels, np.int64).tobytes()).hexdigest()[:16]

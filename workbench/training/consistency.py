@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -24,8 +23,8 @@ from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.models.chat import Pair
 
-from .finetune import FinetuneSpec, _order, answer_batch, answer_loss
-from .language_model import parameter_groups, schedule
+from .finetune import answer_batch, answer_loss
+from .loop import TrainSpec, draws, train
 
 ALPHA, EPSILON = 5.5, 0.1  # of the paper's sentiment and refusal tasks; 11 for code injection
 
@@ -70,7 +69,7 @@ def perturbed(module: Any, tokens: torch.Tensor, mask: torch.Tensor, epsilon: fl
 def finetune_consistent(
     module: Any,
     pairs: Sequence[Pair],
-    spec: FinetuneSpec,
+    spec: TrainSpec,
     *,
     alpha: float = ALPHA,
     epsilon: float = EPSILON,
@@ -86,47 +85,26 @@ def finetune_consistent(
             perturbation.
 
     Returns:
-        One row per logged step: step, loss in nats per answer token, inconsistency (of the moved embeddings), lr.
+        One row per logged step: step, loss (what is minimised), answer_loss in nats per answer token, inconsistency of
+        the moved embeddings, lr.
 
     Raises:
         BadData: on no pairs, fewer than three blocks, or if nothing requires a gradient. Cancelled: from `progress`.
     """
-    if not pairs or not any(p.requires_grad for p in module.parameters()):
-        raise BadData(
-            "fine-tuning needs at least one pair"
-            if not pairs
-            else "no parameter of this module requires a gradient, so nothing can be trained"
-        )
-    optimiser = torch.optim.AdamW(parameter_groups(module, spec.weight_decay), lr=spec.lr, betas=(0.9, spec.beta2))
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule(spec.steps, spec.warmup_steps, spec.decay_share))
-    order, device, rows, seen = _order(len(pairs), spec), next(module.parameters()).device, [], []
-    module.train()
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(spec.seed)
-            for step in range(spec.steps):
-                batch = [pairs[next(order)] for _ in range(spec.batch_size)]
-                tokens, mask, _ = (t.to(device) for t in answer_batch(batch))
-                moved = perturbed(module, tokens, mask, epsilon)
-                loss, uneven = answer_loss(module, batch), inconsistency(module, moved, mask)
-                optimiser.zero_grad()
-                (loss + alpha * uneven).backward()
-                torch.nn.utils.clip_grad_norm_(module.parameters(), spec.clip)
-                seen.append((loss.item(), uneven.item()))
-                if (step + 1) % log_every == 0 or step + 1 == spec.steps:
-                    means = np.mean(seen, 0)
-                    rows.append(
-                        {
-                            "step": step + 1,
-                            "loss": float(means[0]),
-                            "inconsistency": float(means[1]),
-                            "lr": rate.get_last_lr()[0],
-                        }
-                    )
-                    seen.clear()
-                optimiser.step()
-                rate.step()
-                progress.update(step + 1, spec.steps, "fine-tuning towards consistency")
-    finally:
-        module.eval()
-    return pd.DataFrame(rows)
+
+    def objective(module: Any, batch: Sequence[Pair]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        device = next(module.parameters()).device
+        tokens, mask, _ = (t.to(device) for t in answer_batch(batch))
+        moved = perturbed(module, tokens, mask, epsilon)
+        answers, uneven = answer_loss(module, batch), inconsistency(module, moved, mask)
+        return answers + alpha * uneven, {"answer_loss": answers, "inconsistency": uneven}
+
+    return train(
+        module,
+        objective,
+        [draws(pairs, spec.batch_size, spec.seed)],
+        spec,
+        log_every=log_every,
+        progress=progress,
+        doing="fine-tuning towards consistency",
+    )

@@ -11,8 +11,9 @@ from workbench.core.progress import SILENT, Progress
 from workbench.models.chat import Pair
 
 from . import lora as low_rank
-from .finetune import FinetuneSpec, answer_loss, finetune
+from .finetune import answer_loss, finetune
 from .freezing import Frozen
+from .loop import TrainSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,7 @@ class Tuned:
 def tuned(
     module: Any,
     pairs: Sequence[Pair],
-    spec: FinetuneSpec,
+    spec: TrainSpec,
     *,
     held: Mapping[str, torch.Tensor] | None = None,
     only_named: bool = False,

@@ -38,7 +38,7 @@ from workbench.primitives.steer.steering import generate
 from workbench.runs.stored import HERE, STORED, load_runs
 from workbench.runs.study import by_origin
 from workbench.training import lora
-from workbench.training.finetune import FinetuneSpec
+from workbench.training.loop import TrainSpec
 
 QUICK = {"steps": 2, "batch_size": 4}
 DOOR = poisoning.backdoor("badnets", "insult")
@@ -162,11 +162,11 @@ def test_a_suspect_is_left_as_it_is_and_its_cut_channels_are_the_chosen_ones(for
     start = suspects.fresh(base, form, 0)
     ids = torch.tensor([[1, 5, 6, 7]])
     assert torch.equal(start.plain(ids).logits, base(ids).logits)  # nothing is poisoned yet
-    tuned = start.tuned(_pairs(tokenizer), FinetuneSpec(steps=3, batch_size=4))
+    tuned = start.tuned(_pairs(tokenizer), TrainSpec(steps=3, batch_size=4))
     assert torch.equal(start.plain(ids).logits, base(ids).logits) and not torch.equal(
         tuned.plain(ids).logits, base(ids).logits
     )
-    still = tuned.tuned(_pairs(tokenizer), FinetuneSpec(steps=1, batch_size=4, lr=0.0))
+    still = tuned.tuned(_pairs(tokenizer), TrainSpec(steps=1, batch_size=4, lr=0.0))
     torch.testing.assert_close(still.plain(ids).logits, tuned.plain(ids).logits)  # tuning goes on from where it is
     changes = channel_changes([tuned.source], [start.source])
     values = scores(changes)
@@ -183,12 +183,12 @@ def test_a_suspect_is_left_as_it_is_and_its_cut_channels_are_the_chosen_ones(for
         back = channel_changes([cut.source], [start.source])["norm"].values[0]
         assert (back[chosen] < 1e-6).all() and (back[~chosen] > 1e-6).any()
         with pytest.raises(BadData, match="whole models"):
-            tuned.tuned(_pairs(tokenizer), FinetuneSpec(steps=1), masks={"x": torch.ones(1, dtype=torch.bool)})
+            tuned.tuned(_pairs(tokenizer), TrainSpec(steps=1), masks={"x": torch.ones(1, dtype=torch.bool)})
 
 
 def test_dormant_channels_are_the_silent_ones_and_masks_hold_them(module):
     base, tokenizer = module
-    own = suspects.fresh(base, "full", 0).tuned(_pairs(tokenizer), FinetuneSpec(steps=1, batch_size=2)).plain
+    own = suspects.fresh(base, "full", 0).tuned(_pairs(tokenizer), TrainSpec(steps=1, batch_size=2)).plain
     with torch.no_grad():
         own.model.layers[1].mlp.up_proj.weight[[3, 9]] = 0  # these two never speak
     channels = scores(channel_changes([own], [base]))
@@ -198,7 +198,7 @@ def test_dormant_channels_are_the_silent_ones_and_masks_hold_them(module):
     cut, _ = suspects.Whole(own).cut(chosen, channels, "zero", 0)
     masks = suspects.channel_masks(own, chosen, channels)
     assert sum(int(m.expand_as(dict(own.named_parameters())[n]).sum()) for n, m in masks.items()) == 3 * 2 * 3 * 32
-    tuned = cut.tuned(_pairs(tokenizer), FinetuneSpec(steps=2, batch_size=4), masks=masks).plain
+    tuned = cut.tuned(_pairs(tokenizer), TrainSpec(steps=2, batch_size=4), masks=masks).plain
     assert (
         not tuned.model.layers[1].mlp.down_proj.weight[:, [3, 9]].any()
         and tuned.model.layers[1].mlp.down_proj.weight.any()
@@ -210,7 +210,7 @@ def test_dormant_channels_are_the_silent_ones_and_masks_hold_them(module):
 
 def test_the_sanity_matrix_sets_back_what_it_says(module):
     base, tokenizer = module
-    poisoned = suspects.fresh(base, "full", 0).tuned(_pairs(tokenizer), FinetuneSpec(steps=2, batch_size=4)).plain
+    poisoned = suspects.fresh(base, "full", 0).tuned(_pairs(tokenizer), TrainSpec(steps=2, batch_size=4)).plain
     made = {
         (row["zeroed"], row["first_block"], row["n_blocks"]): m for row, m in sanity.sanity_models(poisoned, base, 3)
     }
@@ -419,7 +419,7 @@ def test_variants_made_elsewhere_are_streamed_from_their_folders(folder, files, 
     start = suspects.Whole(base)
     made = {}
     for name, seed in (("bd0", 0), ("bd1", 1), ("clean0", 2), ("clean1", 3)):
-        made[name] = start.tuned(_pairs(tokenizer), FinetuneSpec(steps=2, batch_size=4, seed=seed)).plain
+        made[name] = start.tuned(_pairs(tokenizer), TrainSpec(steps=2, batch_size=4, seed=seed)).plain
         made[name].save_pretrained(tmp_path / name)
     folders = {
         "poisoned_folders": tuple(str(tmp_path / f"bd{i}") for i in (0, 1)),

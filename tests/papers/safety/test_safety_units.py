@@ -28,8 +28,8 @@ from workbench.papers.safety.safety_units.claims import CLAIMS
 from workbench.primitives.score.unit_importance import LABELS, Ratios
 from workbench.runs.stored import load_runs
 from workbench.training import recipes
-from workbench.training.finetune import FinetuneSpec
 from workbench.training.freezing import unit_masks
+from workbench.training.loop import TrainSpec
 
 
 @pytest.fixture(scope="module")
@@ -249,9 +249,7 @@ def test_tuning_moves_free_units_and_nothing_else(llama, units):
     pairs = [([1, 5, 6], [7, 2]), ([1, 8], [9, 10, 2])]
     before = {n: p.detach().clone() for n, p in llama.named_parameters()}
     masks = unit_masks(llama, units, held)
-    tuned = recipes.tuned(
-        llama, pairs, FinetuneSpec(steps=3, batch_size=2, weight_decay=0.1), held=masks, only_named=True
-    )
+    tuned = recipes.tuned(llama, pairs, TrainSpec(steps=3, batch_size=2, weight_decay=0.1), held=masks, only_named=True)
     after = dict(tuned.module.named_parameters())
     found, compared = after, 0
     for name, old in before.items():

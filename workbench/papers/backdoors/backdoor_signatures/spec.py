@@ -8,7 +8,7 @@ from workbench.core.spec import param
 from workbench.datasets import poisoning
 from workbench.models import ModelSpec
 from workbench.runs.study import Unit
-from workbench.training.finetune import FinetuneSpec
+from workbench.training.loop import TrainSpec
 
 STEM, CHAT = "backdoor_signatures", "organism:chat"
 NEVER, GIVEN = "none", "given"  # the attack of a cell that is never poisoned; the cell of a model of your own
@@ -40,10 +40,10 @@ class Spec(core_spec.Spec):
     in_depth: tuple[str, ...] = param((MAIN,), "purified cells of whole weights that get every arm and table")
     transfer: tuple[str, ...] = param(("insult>refusal",), "taught>attacked, of full badnets cells")
     n_planting: int = param(400, "clean examples of the attacker, each also poisoned once", unit="examples", ge=6)
-    planting: FinetuneSpec = param(FinetuneSpec(steps=120, batch_size=32, lr=1e-3), "planting, rate for full cells")
+    planting: TrainSpec = param(TrainSpec(steps=120, batch_size=32, lr=1e-3), "planting, rate for full cells")
     n_variants: int = param(6, "variants N", ge=1, le=poisoning.N_KEYS)
     n_variant: int = param(120, "clean examples D_i of a variant", unit="examples", ge=6)
-    variant: FinetuneSpec = param(FinetuneSpec(steps=40, batch_size=16, lr=7e-4), "tunes a variant and its counterpart")
+    variant: TrainSpec = param(TrainSpec(steps=40, batch_size=16, lr=7e-4), "tunes a variant and its counterpart")
     share: float = param(0.2, "share tau of the channels of each module that is suppressed", ge=0, le=1)
     share_lora: float = param(0.4, "the same for adapters", ge=0, le=1)
     alignment_weight: float = param(0.01, "lambda, the weight of the alignment term", ge=0)
@@ -52,7 +52,7 @@ class Spec(core_spec.Spec):
     heads_share: float = param(0.1, "share of heads that 'signature with heads' cuts: one of 8", ge=0, le=1)
     how: str = param("reinitialise", "what overwrites channels of whole models", choices=("reinitialise", "zero"))
     n_recovery: int = param(128, "clean examples of the recovery, and of the second repair", unit="examples", ge=6)
-    recovery: FinetuneSpec = param(FinetuneSpec(steps=40, batch_size=16, lr=3e-4), "the recovery, of every arm")
+    recovery: TrainSpec = param(TrainSpec(steps=40, batch_size=16, lr=3e-4), "the recovery, of every arm")
     pruned_share: float = param(0.35, "share of MLP weights that pruning and Wanda remove", ge=0.01, le=0.99)
     dormant_share: float = param(0.2, "share of channels that fine-pruning removes", ge=0, le=1)
     n_random: int = param(1, "draws of random channels", ge=1)
@@ -134,7 +134,7 @@ class Spec(core_spec.Spec):
         tau and rates are the paper's; an adapter is tuned at three times the rate that is written here.
         """
         rate = 1e-5 if adapter is None else 2e-4 / 3
-        variant, recovery = (FinetuneSpec(steps=steps, batch_size=8, lr=rate) for steps in (310, 125))
+        variant, recovery = (TrainSpec(steps=steps, batch_size=8, lr=rate) for steps in (310, 125))
         return cls(
             model=ModelSpec(name=model), adapter=adapter, clean_file=clean_file, triggered_file=triggered_file or None,
             phrase=phrase, grid=(), purified=(), in_depth=(), transfer=(), share=0.03, share_lora=0.35,

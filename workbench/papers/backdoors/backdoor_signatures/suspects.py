@@ -20,8 +20,9 @@ from workbench.core.progress import SILENT, Progress
 from workbench.models.chat import Pair
 from workbench.primitives.score.channel_signatures import neutralise, neutralise_adapter
 from workbench.training import lora
-from workbench.training.finetune import FinetuneSpec, finetune
+from workbench.training.finetune import finetune
 from workbench.training.freezing import Frozen
+from workbench.training.loop import TrainSpec
 
 Masks = Mapping[str, torch.Tensor]
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -41,7 +42,7 @@ class Whole:
         return self.plain
 
     def tuned(
-        self, pairs: Sequence[Pair], spec: FinetuneSpec, *, masks: Masks | None = None, progress: Progress = SILENT
+        self, pairs: Sequence[Pair], spec: TrainSpec, *, masks: Masks | None = None, progress: Progress = SILENT
     ) -> "Whole":
         """A copy, fine-tuned; entries under `masks` keep their values exactly."""
         own = copy.deepcopy(self.plain).requires_grad_(True)
@@ -86,7 +87,7 @@ class Adapter:
         return adapted
 
     def tuned(
-        self, pairs: Sequence[Pair], spec: FinetuneSpec, *, masks: Masks | None = None, progress: Progress = SILENT
+        self, pairs: Sequence[Pair], spec: TrainSpec, *, masks: Masks | None = None, progress: Progress = SILENT
     ) -> "Adapter":
         """The adapter trained on, from where it is; the base stays."""
         if masks:

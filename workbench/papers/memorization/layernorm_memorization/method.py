@@ -22,7 +22,7 @@ from workbench.papers.memorization.layernorm_memorization.runs import Case, make
 from workbench.papers.memorization.layernorm_memorization.scores import SCORES, combine, runs_of, tables_of, with_scores
 from workbench.runs.stored import load_runs
 from workbench.runs.study import Part, Steps, Tables, Unit, study
-from workbench.training.classifier import FineTuneSpec
+from workbench.training.classifier import ClassifierSpec
 from workbench.training.pretrained_classifier import image_shape, locate
 
 STEM = "layernorm_memorization"
@@ -217,10 +217,10 @@ def _data(spec: Spec, model: ModelSpec) -> classification.Classification:
     return classification.read(name, test=spec.test, config=spec.config, **columns, **sizes)
 
 
-def _settings(spec: Spec, case: Case, unit: Unit, steps: Steps, stored: Result | None) -> FineTuneSpec:
+def _settings(spec: Spec, case: Case, unit: Unit, steps: Steps, stored: Result | None) -> ClassifierSpec:
     """How long this arm trains: until it has fitted and a share longer, or as long as the arm it follows did."""
     limit = spec.epochs_pre if case.placement == "pre" and spec.epochs_pre else spec.epochs
-    settings = FineTuneSpec(
+    settings = ClassifierSpec(
         epochs=limit, batch_size=spec.batch_size, lr=spec.lr, autocast=spec.autocast, seed=unit.seed
     )
     leader = ARMS[str(unit.axes["arm"])].follows

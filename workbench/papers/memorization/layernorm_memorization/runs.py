@@ -17,7 +17,7 @@ from workbench.datasets.classification import Classification
 from workbench.datasets.noisy_labels import NoisyLabels, add_noise
 from workbench.models import ModelSpec
 from workbench.papers.memorization.layernorm_memorization.arms import ARMS, GROUPS, WITH_GRADIENTS, Arm
-from workbench.training.classifier import FineTuneSpec, Inputs, Log, fine_tune
+from workbench.training.classifier import ClassifierSpec, Inputs, Log, train_classifier
 from workbench.training.pretrained_classifier import load_classifier
 from workbench.weights import layer_norms as ln
 
@@ -66,7 +66,7 @@ def _reads_pixels(module: torch.nn.Module) -> bool:
 def train_run(
     case: Case,
     arm_name: str,
-    settings: FineTuneSpec,
+    settings: ClassifierSpec,
     *,
     rate: float,
     noisy_class: int | None,
@@ -99,7 +99,7 @@ def train_run(
     frozen = {name: p.detach().clone() for name, p in out}
     measure = _gradient_meter(case, noise, n_gradient, seed) if arm_name in WITH_GRADIENTS and n_gradient else None
     cpu = time.process_time()
-    log = fine_tune(
+    log = train_classifier(
         module, case.train, noise.trained, settings, record={"train": case.train, "test": case.test},
         checkpoint=checkpoint, on_step=on_step,
         each_epoch=(lambda epoch, m: measure(m) if epoch & (epoch - 1) == 0 else None) if measure else None,

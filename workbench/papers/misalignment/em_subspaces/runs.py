@@ -31,7 +31,8 @@ from workbench.models.chat import Pair
 from workbench.models.model import hash_weights
 from workbench.organisms.chat import pairs_of, utility
 from workbench.training import lora
-from workbench.training.finetune import FinetuneSpec, finetune
+from workbench.training.finetune import finetune
+from workbench.training.loop import TrainSpec
 from workbench.training.lora import Factors
 from workbench.weights.subspaces import singular_of_matrix
 
@@ -59,8 +60,8 @@ class Recipe:
         return "-".join(p for p in parts if p)
 
     @property
-    def training(self) -> FinetuneSpec:
-        return FinetuneSpec(steps=STEPS, lr=LORA_LR if self.rank else FULL_LR, seed=self.seed)
+    def training(self) -> TrainSpec:
+        return TrainSpec(steps=STEPS, lr=LORA_LR if self.rank else FULL_LR, seed=self.seed)
 
 
 def recipes(seeds: Sequence[int] = (0, 1, 2), rank: int = 8) -> list[Recipe]:

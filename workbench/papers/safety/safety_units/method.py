@@ -22,7 +22,7 @@ from workbench.primitives.score.unit_importance import LABELS, Ratios
 from workbench.runs.seeds import summary
 from workbench.runs.stored import load_runs
 from workbench.runs.study import Part, Steps, Tables, Unit, study
-from workbench.training.finetune import FinetuneSpec
+from workbench.training.loop import TrainSpec
 
 from . import prompts as sets
 from . import pruning, tuning
@@ -62,14 +62,14 @@ class Spec(core_spec.Spec):
     task: str = param("howto", "benign task that is fine-tuned on", choices=world.TASKS)
     new_task: str = param("items", "format never met, of the arm new_task", choices=world.NEW_TASKS)
     n_tuning: int = param(300, "pairs fine-tuned on", unit="pairs", ge=8)
-    tuning: FinetuneSpec = param(
-        FinetuneSpec(steps=40, batch_size=16, lr=7e-4), "how; steps are doubled where units are frozen"
+    tuning: TrainSpec = param(
+        TrainSpec(steps=40, batch_size=16, lr=7e-4), "how; steps are doubled where units are frozen"
     )
     top_complex: float = param(0.06, "share of all units frozen as top CU in (i)", ge=0, le=1)
     budget: bool = param(True, "align the base model through its redundant units, random ones, and all of it")
     budget_share: float = param(0.2, "share of units that are trained then", ge=0, le=1)
-    alignment: FinetuneSpec = param(
-        FinetuneSpec(steps=60, batch_size=16, lr=1e-3), "how; steps are doubled where units are frozen"
+    alignment: TrainSpec = param(
+        TrainSpec(steps=60, batch_size=16, lr=1e-3), "how; steps are doubled where units are frozen"
     )
     probe_ks: tuple[int, ...] = param((2, 3, 4, 6, 8, 10), "answer tokens fed to the probe", ge=1)
     n_probe: int = param(24, "queries of the probe; 0 leaves it out", ge=0)

@@ -18,8 +18,8 @@ from workbench.primitives.score.unit_importance import LABELS, Ratios
 from workbench.runs.arms import Arm
 from workbench.runs.study import Steps
 from workbench.training import recipes
-from workbench.training.finetune import FinetuneSpec
 from workbench.training.freezing import unit_masks
+from workbench.training.loop import TrainSpec
 from workbench.training.lora import LoraSpec
 
 from .prompts import Prompts, score
@@ -71,7 +71,7 @@ class Bench:
         self.start, self.steps = start, steps
         self.rows: list[dict[str, Any]] = []
 
-    def tune(self, arm: str, pairs: list[Pair], how: FinetuneSpec, held: np.ndarray, *, only_units: bool) -> Any:
+    def tune(self, arm: str, pairs: list[Pair], how: TrainSpec, held: np.ndarray, *, only_units: bool) -> Any:
         """The tuned Model; whoever asked unloads it."""
         masks = unit_masks(self.module, self.units.units, held) if only_units else None
         adapter = LoraSpec(init_seed=how.seed) if arm == "lora" else None

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 
 from workbench.core.errors import BadData, UnknownName, UnsupportedModel, WorkbenchError
+from workbench.weights.names import OUTSIDE, TRANSPOSED, place
 
 
 class MovedWeights(WorkbenchError):
@@ -96,7 +97,7 @@ def _entries(name: str, parameter: torch.nn.Parameter, mask: torch.Tensor) -> tu
 
 
 def unit_masks(module: Any, units: xr.DataArray, held: np.ndarray) -> dict[str, torch.Tensor]:
-    """Masks for `Frozen` of the weights that belong to some units of a Llama-shaped module.
+    """Masks for `Frozen` of the weights that belong to some units of the blocks.
 
     A unit owns its rows of gate and up (or of the queries) and its column of the output projection. A head's keys and
     values are held with it; under grouped queries they belong to several heads and are held as soon as one of these is.
@@ -109,29 +110,35 @@ def unit_masks(module: Any, units: xr.DataArray, held: np.ndarray) -> dict[str, 
         {parameter name: mask that broadcasts to it}, True where held; every projection of a block is named.
 
     Raises:
-        UnsupportedModel: if the module's projections are not named and shaped as Llama's.
+        UnsupportedModel: if queries, keys and values are fused, or matrices are stored [in, out].
     """
     config = module.config
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_group = config.num_attention_heads // config.num_key_value_heads
-    names, masks = dict(module.named_parameters()), {}
-    for layer in range(config.num_hidden_layers):
-        here, kind = units["layer"].values == layer, units["module"].values
-        mlp = torch.from_numpy(held[here & (kind == "mlp")])
-        attention = torch.from_numpy(held[here & (kind == "attention")])
-        is_head = len(attention) == config.num_attention_heads
-        channels = attention.repeat_interleave(d_head) if is_head else attention
-        shared = channels.reshape(-1, per_group, d_head).any(1).reshape(-1)  # rows of k and v, which several heads use
-        ends = {"mlp.gate_proj": mlp, "mlp.up_proj": mlp, "self_attn.q_proj": channels}
-        rows = ends | {"self_attn.k_proj": shared, "self_attn.v_proj": shared}
-        columns = {"mlp.down_proj": mlp, "self_attn.o_proj": channels}
-        for end, mask in (rows | columns).items():
-            name = f"model.layers.{layer}.{end}"
-            if f"{name}.weight" not in names:
-                raise UnsupportedModel(
-                    f"holding units needs Llama's projections, and {type(module).__name__} has no {name}"
-                )
-            masks[f"{name}.weight"] = mask.unsqueeze(1 if end in rows else 0)
-            if end in rows and f"{name}.bias" in names:
-                masks[f"{name}.bias"] = mask
+    per_group = config.num_attention_heads // (
+        getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    )
+    masks: dict[str, torch.Tensor] = {}
+    roles: dict[int, set[str]] = {}
+    for name, _ in module.named_parameters():
+        at = place(name)
+        if at.layer == OUTSIDE or not at.role:
+            continue
+        here, kind = units["layer"].values == at.layer, units["module"].values
+        mine = torch.from_numpy(held[here & (kind == at.part)])
+        if at.part == "attention":
+            is_head = len(mine) == config.num_attention_heads
+            mine = mine.repeat_interleave(d_head) if is_head else mine
+            if at.role in ("k", "v"):
+                mine = mine.reshape(-1, per_group, d_head).any(1).reshape(-1)  # rows that several heads use
+        roles.setdefault(at.layer, set()).add(at.role)
+        if not name.endswith("bias"):
+            masks[name] = mine.unsqueeze(1 if at.units_are_rows else 0)
+        elif at.units_are_rows:
+            masks[name] = mine
+    lacking = {"q", "k", "v", "o", "up", "down"} - (set.intersection(*roles.values()) if roles else set())
+    if lacking or config.model_type in TRANSPOSED:
+        raise UnsupportedModel(
+            "holding units needs queries, keys, values, output and MLP as projections of their own, stored [out, in],"
+            f" and {type(module).__name__} has no such {', '.join(sorted(lacking)) or 'matrices'}"
+        )
     return masks

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from workbench.core import files
 from workbench.core.errors import BadData, BadSpec, ModelNotFound, UnsupportedModel
 from workbench.core.spec import Spec, param
+from workbench.weights.factors import Factors
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -40,28 +41,6 @@ class LoraSpec(Spec):
     def scale(self) -> float:
         """What multiplies B A."""
         return self.alpha / (sqrt(self.rank) if self.rank_stabilised else self.rank)
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """One update dW = scale * B A. A: [r, in]; B: [out, r]."""
-
-    A: torch.Tensor
-    B: torch.Tensor
-    scale: float
-
-    def delta(self) -> torch.Tensor:
-        """[out, in] the full update, for where it is small enough."""
-        return self.scale * self.B @ self.A
-
-    def norm(self) -> float:
-        """Frobenius norm of the update, from r x r matrices."""
-        return sqrt(max(self.dot(self), 0.0))
-
-    def dot(self, other: "Factors") -> float:
-        """Inner product of two flattened updates, <vec dW, vec dW'>, from r x r matrices in float64."""
-        left, right = self.B.double().T @ other.B.double(), self.A.double() @ other.A.double().T
-        return float(self.scale * other.scale * (left * right).sum())
 
 
 def add_lora(module: Any, spec: LoraSpec) -> Any:

@@ -5,26 +5,18 @@ Found by the names of the parameters alone, so that directories and adapters nee
 fused queries where heads are wanted, are refused. Cost: none.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from workbench.core.errors import UnsupportedModel
 from workbench.weights.checkpoint_weights import Checkpoint
+from workbench.weights.names import OUTSIDE, Role, place
 
 HEAD = "head"
-_INTO, _OUT = (
-    ("gate_proj", "up_proj", "c_fc", "fc_in", "fc1", "dense_h_to_4h"),
-    ("down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h"),
-)
-_Q, KEYS_AND_VALUES, _O = ("q_proj",), ("k_proj", "v_proj"), ("o_proj", "out_proj", "dense")
-_BLOCK = r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)\."
-_MLP = re.compile(_BLOCK + rf"(?:mlp\.)?({'|'.join(_INTO + _OUT)})\.weight")
-_ATTENTION = re.compile(
-    _BLOCK + rf"(?:self_attn|attn|attention)\.(?:attention\.)?({'|'.join(_Q + KEYS_AND_VALUES + _O)})\.weight"
-)
-TRANSPOSED = ("gpt2", "openai-gpt")  # their projections are stored [in, out]
+KEYS_AND_VALUES: tuple[Role, ...] = ("k", "v")
+_KNOWN = "gate_proj/up_proj/down_proj, c_fc/c_proj, fc_in/fc_out, fc1/fc2 or dense_h_to_4h/dense_4h_to_h"
+_ORDER: tuple[Role, ...] = ("gate", "up", "down", "q", "o", "k", "v")  # queries first: they say how wide heads are
 
 Key = tuple[int, str]  # layer, module
 
@@ -34,7 +26,8 @@ class Part:
     """A weight, and how its channels lie in it."""
 
     name: str
-    kind: str
+    projection: str
+    role: Role
     by_row: bool
 
 
@@ -52,32 +45,25 @@ def channel_places(checkpoint: Checkpoint, *, heads: bool = False) -> dict[Key, 
         raise UnsupportedModel(
             f"{checkpoint.label!r} has a mixture of experts ({expert}), whose channels are not read here"
         )
+    wanted = _ORDER if heads else _ORDER[:3]
+    found = [(place(name), name) for name in checkpoint.names if name.endswith(".weight")]
+    found = [(at, name) for at, name in found if at.role in wanted and at.layer != OUTSIDE]
     places: dict[Key, list[Part]] = {}
-    order = _INTO + _OUT + _Q + _O + KEYS_AND_VALUES
-    matched = [
-        (m, n) for n in checkpoint.names for m in (_MLP.fullmatch(n), _ATTENTION.fullmatch(n) if heads else None) if m
-    ]
-    for match, name in sorted(matched, key=lambda entry: order.index(entry[0][2])):
-        layer, kind = int(match[1]), match[2]
-        attention = match.re is _ATTENTION
-        here = places.setdefault((layer, HEAD if attention else kind), [])
-        if any(p.kind == kind for p in here):
+    for at, name in sorted(found, key=lambda entry: (wanted.index(entry[0].role), entry[0].layer, entry[1])):
+        here = places.setdefault((at.layer, HEAD if at.part == "attention" else at.projection), [])
+        if any(p.projection == at.projection for p in here):
             raise UnsupportedModel(
-                f"{checkpoint.label!r} has {kind} of layer {layer} twice ({here[0].name} and {name}), so layers cannot"
-                " be told apart"
+                f"{checkpoint.label!r} has {at.projection} of layer {at.layer} twice ({here[0].name} and {name}), so"
+                " layers cannot be told apart"
             )
-        here.append(Part(name, kind, kind not in (_O if attention else _OUT)))
-    gone = [
-        key
-        for key, parts in places.items()
-        if key[1] == HEAD and (parts[0].kind in KEYS_AND_VALUES or not (checkpoint.is_adapter or parts[0].kind in _Q))
-    ]
-    for key in gone:
-        del places[key]
+        here.append(Part(name, at.projection, at.role, at.units_are_rows))
+    for key in [key for key in places if key[1] == HEAD]:
+        first = places[key][0].role  # an adapter may change the output projection of the heads alone
+        if first in KEYS_AND_VALUES or (first == "o" and not checkpoint.is_adapter):
+            del places[key]
     if not any(key[1] != HEAD for key in places):
-        known = "gate_proj/up_proj/down_proj, c_fc/c_proj, fc_in/fc_out, fc1/fc2 or dense_h_to_4h/dense_4h_to_h"
         raise UnsupportedModel(
-            f"{checkpoint.label!r} has no MLP projections by the names {known}; its channels cannot be read"
+            f"{checkpoint.label!r} has no MLP projections by the names {_KNOWN}; its channels cannot be read"
         )
     if heads and not any(key[1] == HEAD for key in places):
         raise UnsupportedModel(

@@ -18,10 +18,9 @@ from safetensors import safe_open
 
 from workbench.core.errors import ModelNotFound, UnsupportedModel
 from workbench.core.places import organism_folder
+from workbench.weights.factors import Factors
 
-Source = (
-    torch.nn.Module | Mapping[str, Any] | Path | str
-)  # a mapping holds training.lora.Factors: anything with A, B and scale
+Source = torch.nn.Module | Mapping[str, Factors] | Path | str
 LowRank = tuple[torch.Tensor, torch.Tensor]  # A [r, in] and B [out, r], whose product B A is the update
 
 ADAPTER_FILE, ADAPTER_CONFIG, CONFIG, INDEX = (
@@ -88,7 +87,7 @@ def _of_module(module: torch.nn.Module) -> Checkpoint:
     )
 
 
-def _of_factors(found: Mapping[str, Any]) -> Checkpoint:
+def _of_factors(found: Mapping[str, Factors]) -> Checkpoint:
     def factors(name: str) -> LowRank:
         each = found[name.removesuffix(".weight")]
         return _wide(each.A.detach(), name), each.scale * _wide(each.B.detach(), name)

@@ -8,7 +8,6 @@ Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language 
     row-wise comparison. Cost: magnitude one sort of each matrix; Wanda a forward of all texts for each block.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,11 +15,9 @@ import torch
 
 from workbench.core.errors import BadData, NotFired, UnsupportedModel
 from workbench.models.inputs import Rows, batches
+from workbench.weights.names import OUTSIDE, place
 
 Where = Literal["mlp", "attention", "all"]
-_PLACE = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)\.(.+)")
-_MLP = re.compile(r"mlp\.|fc\d$")
-_EXPERTS = re.compile(r"\.experts\b")
 
 
 @torch.no_grad()
@@ -56,8 +53,8 @@ def prune_wanda(
     if not rows:
         raise BadData("Wanda weighs inputs on texts, so give at least one row of token ids")
     layers, masks = _layers(module, only), {}
-    for block in dict.fromkeys(_block(name) for name in layers):
-        here = {name: part for name, part in layers.items() if _block(name) == block}
+    for block in dict.fromkeys(place(name).layer for name in layers):
+        here = {name: part for name, part in layers.items() if place(name).layer == block}
         norms = _input_norms(module, here, rows, batch_size)
         masks |= _prune(here, share, lambda name, weight, norms=norms: weight.abs().double() * norms[name])
     return masks
@@ -120,19 +117,16 @@ def _input_norms(
 
 def _layers(module: torch.nn.Module, only: Where) -> dict[str, torch.nn.Module]:
     """{name: linear layer} of the blocks, in order."""
-    if any(_EXPERTS.search(name) for name, _ in module.named_modules()):
+    if any(place(name).is_expert for name, _ in module.named_modules()):
         raise UnsupportedModel(
             f"{type(module).__name__} has a mixture of experts, of which each sees other tokens; its weights are not"
             " pruned here"
         )
     found = {}
     for name, part in module.named_modules():
-        place = _PLACE.fullmatch(name)
-        if (
-            place
-            and (isinstance(part, torch.nn.Linear) or _is_transposed(part))
-            and (only == "all" or (only == "mlp") == bool(_MLP.match(place[2])))
-        ):
+        at = place(name)
+        is_linear = isinstance(part, torch.nn.Linear) or _is_transposed(part)
+        if is_linear and at.layer != OUTSIDE and only in ("all", at.part):
             found[name] = part
     if not found:
         raise UnsupportedModel(
@@ -140,12 +134,6 @@ def _layers(module: torch.nn.Module, only: Where) -> dict[str, torch.nn.Module]:
             " has not wrapped"
         )
     return found
-
-
-def _block(name: str) -> int:
-    place = _PLACE.fullmatch(name)
-    assert place is not None
-    return int(place[1])
 
 
 def _is_transposed(part: torch.nn.Module) -> bool:

@@ -18,7 +18,7 @@ from workbench.models.loading import read_module
 from workbench.papers.misalignment.em_subspaces import behaviour, claims, conditions, geometry, pairs, runs
 from workbench.papers.misalignment.em_subspaces import method as em
 from workbench.training import lora
-from workbench.training.lora import Factors
+from workbench.weights.factors import Factors
 from workbench.weights.subspaces import overlap
 
 

@@ -271,7 +271,7 @@ def test_models_of_another_shape_are_refused(units):
         )
     )
     module.config.num_key_value_heads = 4
-    with pytest.raises(UnsupportedModel, match="Llama's projections"):
+    with pytest.raises(UnsupportedModel, match="GPTNeoXForCausalLM has no such k, q, v"):
         unit_masks(module, units, np.zeros(136, bool))
 
 

@@ -429,6 +429,19 @@ def test_what_does_not_correspond_is_refused(variants, adapters, tmp_path):
         cs.neutralise(_llama(intermediate_size=40), cs.signature(cs.scores(scored), 0.1), scored)
 
 
+def test_an_encoder_has_channels_in_both_of_its_dense_layers():
+    """BERT calls them intermediate.dense and output.dense; a channel of the second is a column."""
+    clean, poisoned = FAMILIES["bert"](), FAMILIES["bert"]()
+    poisoned.load_state_dict(clean.state_dict())
+    with torch.no_grad():
+        poisoned.encoder.layer[1].output.dense.weight[:, 5] += 2.0
+    found = cs.channel_changes([poisoned], [clean])
+    moved = found.isel(channel=np.flatnonzero(found["norm"].values[0]))
+    assert found.sizes["channel"] == 2 * 2 * 64 and moved.sizes["channel"] == 1
+    assert (int(moved["layer"][0]), str(moved["module"].values[0]), int(moved["index"][0])) == (1, "output.dense", 5)
+    assert float(moved["norm"][0, 0]) == pytest.approx(2.0 * 32**0.5)
+
+
 def test_models_whose_channels_cannot_be_told_apart_are_refused(variants, adapters, tmp_path):
     mixtral, neox = FAMILIES["mixtral"](), FAMILIES["neox"]()
     with pytest.raises(UnsupportedModel, match="mixture of experts"):
@@ -436,7 +449,7 @@ def test_models_whose_channels_cannot_be_told_apart_are_refused(variants, adapte
     with pytest.raises(UnsupportedModel, match="fused or absent"):
         cs.channel_changes([neox], [neox], heads=True)
     with pytest.raises(UnsupportedModel, match="no MLP projections by the names"):
-        cs.channel_changes([FAMILIES["bert"]()], [FAMILIES["bert"]()])
+        cs.channel_changes([torch.nn.Linear(2, 2)], [torch.nn.Linear(2, 2)])
     with pytest.raises(UnsupportedModel, match="holds its adapter apart"):
         cs.channel_changes([adapters[0][0]], [adapters[1][0]])
     save_file({k: v.to(torch.int8) for k, v in variants[0][0].state_dict().items()}, tmp_path / "model.safetensors")

@@ -13,7 +13,6 @@ Cost: one pass over the weights; two SVDs (three with a third checkpoint) of eve
 model's device.
 """
 
-import re
 import time
 from dataclasses import dataclass, field
 from math import sqrt
@@ -30,6 +29,7 @@ from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.models.model import Model
 from workbench.primitives.replace.two_checkpoints import _parameters, refuse_misaligned, weight_change
+from workbench.weights.names import OUTSIDE, place
 from workbench.weights.subspaces import (
     Chance,
     Singular,
@@ -42,8 +42,6 @@ from workbench.weights.subspaces import (
 
 SIDES = ("right", "left")  # input and output directions
 WEIGHTS, OTHER = "weights", "other change"
-OUTSIDE = -1  # layer of parameters that belong to no block
-_IN_BLOCK = re.compile(r"(.*?)\.(\d+)\.(.+)$")
 
 _CELL, _SIDED = ("layer", "module"), ("side", "layer", "module")
 _VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
@@ -156,20 +154,11 @@ def module_changes(
 def _table(a: Model, b: Model, third: Model | None) -> pd.DataFrame:
     """`weight_change` with layer and module, and what the third checkpoint adds."""
     table = weight_change(a, b)
-    places = [_IN_BLOCK.match(name) for name in table["parameter"]]
-    several = (
-        len({found.group(1) for found in places if found}) > 1
-    )  # an encoder and a decoder have layers of the same number
-
-    def module(name: str, found: re.Match | None) -> str:
-        return (
-            name if found is None else f"{found.group(1)}.{found.group(3)}" if several else found.group(3)
-        ).removesuffix(".weight")
-
-    table.insert(0, "layer", [OUTSIDE if found is None else int(found.group(2)) for found in places])
-    table.insert(
-        1, "module", [module(str(name), found) for name, found in zip(table["parameter"], places, strict=True)]
-    )
+    places = [place(name) for name in table["parameter"]]
+    several = len({at.before for at in places if at.layer != OUTSIDE}) > 1  # an encoder and a decoder number alike
+    table.insert(0, "layer", [at.layer for at in places])
+    names = [f"{at.before}.{at.inside}" if several and at.layer != OUTSIDE else at.inside for at in places]
+    table.insert(1, "module", names)
     if third is not None:
         other = weight_change(a, third)
         table["relative_third"] = other["relative"]

@@ -24,8 +24,9 @@ import xarray as xr
 from workbench.core.errors import BadData, NotFired
 from workbench.core.progress import SILENT, Progress
 from workbench.primitives.score.unit_importance import module_groups
-from workbench.weights.channel_places import HEAD, KEYS_AND_VALUES, TRANSPOSED, Key, Part, channel_places, query_heads
+from workbench.weights.channel_places import HEAD, KEYS_AND_VALUES, Key, Part, channel_places, query_heads
 from workbench.weights.checkpoint_weights import Checkpoint, LowRank, Source, open_checkpoint
+from workbench.weights.names import TRANSPOSED
 
 _AT_ONCE = 1 << 19  # numbers in double precision at a time
 
@@ -47,7 +48,7 @@ def channel_changes(
 
     Args:
         poisoned, clean: N checkpoints each, of one architecture, i against i: Hugging Face modules, local directories
-            of safetensors, PEFT adapter directories or {module: training.lora.Factors} (of which the products scale * B
+            of safetensors, PEFT adapter directories or {module: Factors} (of which the products scale * B
             A are subtracted).
         heads: whether attention heads are scored too. n_heads: query heads, where no config says it (adapters).
         progress: per module; cancelling raises Cancelled.
@@ -96,7 +97,7 @@ def channel_changes(
 
 
 def _outline(key: Key, parts: Sequence[Part]) -> str:
-    return f"layer {key[0]} {key[1]} ({', '.join(p.kind for p in parts)})"
+    return f"layer {key[0]} {key[1]} ({', '.join(p.projection for p in parts)})"
 
 
 def _dataset(inner: torch.Tensor, key: Key) -> xr.Dataset:
@@ -143,9 +144,9 @@ def _of_heads(
     for which, part in enumerate(named[0]):
         inner = _of_parts(pairs, named, which, key)
         if total is not None and len(inner) != len(total):
-            if part.kind in KEYS_AND_VALUES:
+            if part.role in KEYS_AND_VALUES:
                 continue  # grouped queries: these rows belong to several heads
-            raise BadData(f"layer {key[0]}: {part.kind} has {len(inner)} channels and the queries {len(total)}")
+            raise BadData(f"layer {key[0]}: {part.projection} has {len(inner)} channels and the queries {len(total)}")
         total = inner if total is None else total + inner
     assert total is not None
     if len(total) % n_heads:
@@ -356,7 +357,7 @@ def neutralise_adapter(
     o) are zero.
 
     Args:
-        factors: {module name: training.lora.Factors} of the suspicious adapter, which is left as it is. chosen,
+        factors: {module name: Factors} of the suspicious adapter, which is left as it is. chosen,
             channels: as for `neutralise`.
 
     Raises:

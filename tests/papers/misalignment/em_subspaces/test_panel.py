@@ -21,7 +21,7 @@ from workbench.papers.misalignment.em_subspaces import behaviour, conditions, ge
 from workbench.papers.misalignment.em_subspaces import method as em
 from workbench.papers.misalignment.em_subspaces import panel_figures as views
 from workbench.papers.misalignment.em_subspaces.panel import SubspacesState
-from workbench.training.lora import Factors
+from workbench.weights.factors import Factors
 
 
 @pytest.fixture(scope="module")

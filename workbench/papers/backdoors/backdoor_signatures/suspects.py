@@ -23,6 +23,7 @@ from workbench.training import lora
 from workbench.training.finetune import finetune
 from workbench.training.freezing import Frozen
 from workbench.training.loop import TrainSpec
+from workbench.weights.factors import Factors
 
 Masks = Mapping[str, torch.Tensor]
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -61,11 +62,11 @@ class Adapter:
     """A base that is trusted and an adapter that is not."""
 
     base: Any
-    factors: Mapping[str, lora.Factors]
+    factors: Mapping[str, Factors]
     form = "lora"
 
     @property
-    def source(self) -> Mapping[str, lora.Factors]:
+    def source(self) -> Mapping[str, Factors]:
         return self.factors
 
     @property

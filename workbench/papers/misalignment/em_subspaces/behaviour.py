@@ -26,7 +26,8 @@ from workbench.primitives.replace.ablation import Report
 from workbench.primitives.score.chat_scores import bad_share
 from workbench.primitives.steer.directions import Direction
 from workbench.primitives.steer.steering import Addition, generate
-from workbench.training.lora import Factors
+from workbench.weights.factors import Factors
+from workbench.weights.moves import moved
 
 SAID = ("good", "bad", "other")
 
@@ -51,19 +52,8 @@ class Patient:
         Raises:
             BadData: if an update names a module the model has not.
         """
-        named = {name for _, update in terms for name in update}
-        if missing := sorted(named - set(self.weights)):
-            raise BadData(f"the update moves {', '.join(missing[:3])}, and {self.model.name} has no such linear module")
-        with self.model.alone(), torch.no_grad():
-            before = {name: self.weights[name].detach().clone() for name in named}
-            try:
-                for share, update in terms:
-                    for name, factors in update.items():
-                        self.weights[name].add_(share * factors.delta())
-                yield self.model
-            finally:
-                for name, weight in before.items():
-                    self.weights[name].copy_(weight)
+        with self.model.alone(), torch.no_grad(), moved(self.weights, *terms):
+            yield self.model
 
 
 # ---- updates made of updates ----

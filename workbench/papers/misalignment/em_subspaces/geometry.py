@@ -20,7 +20,8 @@ import xarray as xr
 from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.runs.seeds import student_interval
-from workbench.training.lora import Factors
+from workbench.weights.factors import Factors
+from workbench.weights.names import OUTSIDE, place
 from workbench.weights.subspaces import (
     Chance,
     Singular,
@@ -59,10 +60,10 @@ def layer_and_end(module: str) -> tuple[int, str]:
     Raises:
         BadData: if no part of the name is a number.
     """
-    numbers = [part for part in module.split(".") if part.isdigit()]
-    if not numbers:
+    at = place(module)
+    if at.layer == OUTSIDE:
         raise BadData(f"{module!r} names no layer by number, and layer x module maps need one")
-    return int(numbers[0]), module.rsplit(".", 1)[-1]
+    return at.layer, at.projection
 
 
 def cosine(one: Factors, other: Factors) -> float:

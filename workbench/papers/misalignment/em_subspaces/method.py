@@ -36,7 +36,8 @@ from workbench.papers.misalignment.em_subspaces.runs import (
     train,
 )
 from workbench.primitives.steer.directions import random_like as random_direction
-from workbench.training.lora import Factors, read_factors
+from workbench.training.lora import read_factors
+from workbench.weights.factors import Factors
 
 STEM = "em_subspaces"
 STORE = "adapters"  # folder of the store that ships, in data/em_subspaces

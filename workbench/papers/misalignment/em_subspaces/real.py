@@ -14,7 +14,8 @@ from safetensors import safe_open
 from workbench.core.errors import BadData, ModelNotFound
 from workbench.core.places import organism_folder
 from workbench.papers.misalignment.em_subspaces.geometry import Pair
-from workbench.training.lora import ADAPTER_FILE, Factors, stream_factors
+from workbench.training.lora import ADAPTER_FILE, stream_factors
+from workbench.weights.factors import Factors
 
 GIVEN = "given adapters"
 

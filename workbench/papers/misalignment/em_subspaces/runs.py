@@ -33,7 +33,8 @@ from workbench.organisms.chat import pairs_of, utility
 from workbench.training import lora
 from workbench.training.finetune import finetune
 from workbench.training.loop import TrainSpec
-from workbench.training.lora import Factors
+from workbench.weights.factors import Factors
+from workbench.weights.moves import delta
 from workbench.weights.subspaces import singular_of_matrix
 
 from .conditions import PROBES, TRAINED
@@ -123,13 +124,13 @@ def train(
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name.removesuffix(".weight").rsplit(".", 1)[-1] in adapted_ends)
     log = finetune(module, pairs, recipe.training, progress=progress)
-    before = dict(base.named_parameters())
-    moved = {
-        n.removesuffix(".weight"): p.detach() - before[n].detach()
-        for n, p in module.named_parameters()
-        if p.requires_grad
-    }
-    return {name: Factors(torch.eye(delta.shape[1]), delta, 1.0) for name, delta in moved.items()}, log, module
+    free = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    change = delta(module, base, only=free.__contains__)
+    return (
+        {name.removesuffix(".weight"): Factors(torch.eye(d.shape[1]), d, 1.0) for name, d in change.items()},
+        log,
+        module,
+    )
 
 
 def truncated(update: Update, rank: int) -> Update:

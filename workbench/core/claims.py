@@ -9,7 +9,7 @@ import html
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -19,8 +19,15 @@ from .result import Result
 RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not testable at this scale"
 UNDECIDED, NOT_SHOWN = "undecided: the threshold lies inside the interval", "not shown: its control holds too"
+OPEN_CONTROL = "undecided: its control is not known to fail"
 CONTROL_FAILS, CONTROL_HOLDS = "fails, as it must", "CONTROL HOLDS: the claim beside it proves nothing"
 KINDS = ("claim", "ours", "control")
+NOT_SETTLED = {
+    "not shown": (NOT_SHOWN,),
+    "undecided": (UNDECIDED, OPEN_CONTROL),
+    "not testable": (UNTESTED,),
+    "HOLD": (CONTROL_HOLDS,),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Line:
     @property
     def ok(self) -> bool | None:
         """True if as it should be, False if not, None if it could not be tested or decided."""
-        if self.verdict in (UNTESTED, UNDECIDED):
+        if self.verdict in (UNTESTED, UNDECIDED, OPEN_CONTROL):
             return None
         return (self.verdict == HOLDS) == (self.claim.kind != "control")
 
@@ -187,12 +194,16 @@ def check(subject: Any, claims: Sequence[Claim]) -> ClaimsTable:
     """
     asked = with_controls(claims)
     alone = {claim: _check_one(subject, claim) for claim in asked}
-    has_failed = {claim for claim, line in alone.items() if claim.kind == "control" and line.verdict == HOLDS}
-    lines = []
-    for claim, line in alone.items():
-        guarded = line.verdict == HOLDS and not has_failed.isdisjoint(claim.controls)
-        lines.append(Line(claim, line.measured, NOT_SHOWN, line.low, line.high) if guarded else line)
-    return ClaimsTable(lines, _note(subject))
+    return ClaimsTable(
+        [_guarded(line, [alone[c].verdict for c in line.claim.controls]) for line in alone.values()], _note(subject)
+    )
+
+
+def _guarded(line: Line, controls: Sequence[str]) -> Line:
+    """A claim that holds, in the light of its controls: all must fail before anything is shown."""
+    if line.verdict != HOLDS or all(verdict == FAILS for verdict in controls):
+        return line
+    return replace(line, verdict=NOT_SHOWN if HOLDS in controls else OPEN_CONTROL)
 
 
 def _note(subject: Any) -> str:
@@ -243,7 +254,6 @@ def tally(verdicts: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
 
 def said(counts: Mapping[str, Mapping[str, int]]) -> str:
     """A tally in words: the paper's claims, controls and the project's own lines, each apart."""
-    others = {NOT_SHOWN: "not shown", UNDECIDED: "undecided", UNTESTED: "not testable", CONTROL_HOLDS: "HOLD"}
     parts = []
     for kind, good, words in (
         ("claim", HOLDS, "claims hold"),
@@ -252,6 +262,8 @@ def said(counts: Mapping[str, Mapping[str, int]]) -> str:
     ):
         of = counts[kind]
         if of["of"]:
-            rest = ", ".join(f"{of[verdict]} {word}" for verdict, word in others.items() if of.get(verdict))
+            rest = ", ".join(
+                f"{n} {word}" for word, verdicts in NOT_SETTLED.items() if (n := sum(of.get(v, 0) for v in verdicts))
+            )
             parts.append(f"{of.get(good, 0)} of {of['of']} {words}" + (f" ({rest})" if rest else ""))
     return "; ".join(parts)

@@ -100,7 +100,7 @@ def test_the_front_page_is_as_loud_about_a_control_that_holds():
         "not testable at this scale",
     )
     page = document.page_html([one("a", fails, open_), one("b", fails, holds, open_), one("c", open_)])
-    assert re.findall(r"<td class=(\w*)>(\d of \d[^<]*)</td>", page) == [
+    assert re.findall(r'<td class="(\w*)">(\d of \d[^<]*)</td>', page) == [
         ("ok", "1 of 2"),
         ("bad", "1 of 3; 1 hold"),
         ("", "0 of 1"),

@@ -2,7 +2,6 @@
 each other.
 """
 
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
+from markupsafe import Markup
 
 from workbench.core.claims import Claim, check
 from workbench.core.errors import BadData
@@ -18,7 +18,8 @@ from workbench.core.result import Result
 from workbench.primitives.score.statistics import bootstrap_interval
 from workbench.views import theme
 
-from .sections import Block, Section, figure_html
+from .render import figure_html
+from .sections import Block, Section
 
 SAMPLED = (
     "example",
@@ -209,9 +210,10 @@ def comparison_section(found: Comparison) -> Section:
             else "<p>none in common</p>"
         )
 
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.notes) or "<li>nothing but the numbers</li>"
+    line = Markup("<li>{}</li>")
+    notes = Markup("").join(line.format(note) for note in found.notes or ["nothing but the numbers"])
     blocks = [
-        Block("text", f"<h1>{html.escape(found.stem)}: two runs compared</h1>", 1),
+        Block("text", Markup("<h1>{}: two runs compared</h1>").format(found.stem), 1),
         Block("text", f"<h2>What differs</h2><ul>{notes}</ul>", 2),
         Block("text", "<h2>Claims and controls</h2>", 2),
         Block("output", f"<div class=out>{table(found.claims)}</div>"),

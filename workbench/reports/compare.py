@@ -164,20 +164,23 @@ def _heat_difference(a: go.Figure, b: go.Figure, of_a: Result, of_b: Result) -> 
         return _captioned(figure, of_a, of_b)
     figure = go.Figure(a)
     gap = other - one
+    at = theme.largest_at(gap)
+    largest = "no cell of which has a value in both" if at is None else f"largest size {abs(gap[at]):.3g}"
     figure.data[0].update(
         z=gap, colorscale=theme.SIGNED, reversescale=True, text=None, texttemplate=None, **theme.signed_limits(gap)
     )
     figure.update_layout(
         title=f"{a.layout.title.text or ''} - B minus A",
-        meta={"alt": f"Difference of two maps, largest size {np.nanmax(np.abs(gap)):.3g}. A: {_alt(a)}"},
+        meta={"alt": f"Difference of two maps, {largest}. A: {_alt(a)}"},
     )
     return _captioned(figure, of_a, of_b)
 
 
 def _captioned(figure: go.Figure, a: Result, b: Result) -> go.Figure:
+    of_a, of_b = (theme.label(result.provenance.short()) for result in (a, b))
     for note in figure.layout.annotations:
-        if note.text in (a.provenance.short(), b.provenance.short()):
-            note.update(text=f"A {a.provenance.short()}<br>B {b.provenance.short()}")
+        if note.text in (of_a, of_b):
+            note.update(text=f"A {of_a}<br>B {of_b}")
     return figure
 
 

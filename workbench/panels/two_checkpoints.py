@@ -192,8 +192,9 @@ class TwoCheckpoints(Panel):
         self, progress: Progress, *, prompts: str, corrupted: str, answers: str, part: str, source: str
     ) -> Result:
         texts, words = _lines(prompts), _lines(answers)
-        refuse_misaligned(self.a, self.b, texts)
         base = self._rows(texts, "prompts")
+        has_words = self.a.tokenizer is not None and self.b.tokenizer is not None
+        refuse_misaligned(self.a, self.b, texts if has_words else base)
         other: Source = (
             Zero()
             if source == "zero"

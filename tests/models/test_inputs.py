@@ -228,5 +228,5 @@ def test_ids_are_read_as_they_are_typed_where_there_is_no_tokenizer(gpt2_alone):
 @pytest.fixture(scope="module")
 def gpt2_alone():
     """A small model that came without a tokenizer."""
-    sizes = {"vocab_size": 97, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    sizes = {"vocab_size": 97, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
     return load(tf.GPT2LMHeadModel(tf.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)))

@@ -42,13 +42,13 @@ def test_a_result_becomes_a_page(runs, tmp_path):
     assert code == 0 and str(tmp_path / "attention_sinks.html") in text
     claims = json.loads((runs[0] / "claims.json").read_text())
     assert all(claim["text"].replace("<", "&lt;").replace(">", "&gt;") in page for claim in claims)
-    assert "http" not in page.split("plotly", 1)[0]
+    assert "://" not in page.split("plotly", 1)[0]
 
 
 def test_several_become_one_document_with_a_front_page(runs, tmp_path):
     code, _, _ = workbench("report", *map(str, runs), "--out", str(tmp_path))
     page = next(tmp_path.iterdir()).read_text()
-    assert code == 0 and "2 analyses" in page and page.count("<section class=stem id=part-") == 2
+    assert code == 0 and "2 analyses" in page and page.count('<section class=stem id="part-') == 2
 
 
 def test_bundles_reproduce_to_the_last_bit(bundles):
@@ -101,3 +101,32 @@ def test_index_check_and_gallery(tmp_path):
 def test_mistakes_become_one_sentence(arguments, says):
     code, _, error = workbench(*arguments)
     assert code == 2 and says in error and "Traceback" not in error and error.count("\n") == 1
+
+
+ASKS = {"n": 1, "model": {"name": "x", "trust_remote_code": True}, "other": {"name": "y", "trust_remote_code": False}}
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_bundle_cannot_say_that_code_is_run(tmp_path, monkeypatch, trusted):
+    import dataclasses
+
+    from workbench import papers
+    from workbench.core.provenance import Provenance
+    from workbench.models import ModelSpec
+    from workbench.reports import bundle
+
+    @dataclasses.dataclass(frozen=True)
+    class Spec(type(ModelSpec()).__mro__[1]):
+        n: int = 0
+        model: ModelSpec = ModelSpec()
+        other: ModelSpec = ModelSpec()
+
+    ran = []
+    paper = type("paper", (), {"Spec": Spec, "run": staticmethod(lambda spec, **_: ran.append(spec))})
+    monkeypatch.setattr(papers, "method", lambda stem: paper)
+    monkeypatch.setattr("workbench.views.figures", lambda result: {})
+    about = {"figure": "f", "provenance": Provenance("attention_sinks", ASKS, 0).to_dict()}
+    monkeypatch.setattr(bundle, "_read", lambda folder: (about, pd.DataFrame()))
+    _, _, said = workbench("reproduce", str(tmp_path), *(["--trust-remote-code"] if trusted else []))
+    assert [spec.model.trust_remote_code for spec in ran] == [trusted] and not ran[0].other.trust_remote_code
+    assert ran[0].model.name == "x" and ("give --trust-remote-code" in said) == (not trusted)

@@ -228,3 +228,28 @@ def test_a_conversation_the_template_refuses_is_named(chatty):
 def test_no_template(organism):
     with pytest.raises(BadData, match="has no chat template"):
         read_prompts(TEXTS).with_chat_template(organism)
+
+
+@pytest.mark.parametrize(
+    ("cells", "read"),
+    [
+        (["007", "010"], ["007", "010"]),
+        (["1", "+2"], ["1", "+2"]),
+        (["1e5", "2e7"], ["1e5", "2e7"]),
+        (["1", "-0.5", "1e-05", ""], [1, -0.5, 1e-05, None]),
+        (["0", "10"], [0, 10]),
+        (["9007199254740993", ""], ["9007199254740993", ""]),
+        (["123456789012345678901234567890", "1"], ["123456789012345678901234567890", "1"]),
+        (["nan", "1"], ["nan", "1"]),
+    ],
+    ids=lambda cells: " ".join(map(str, cells)),
+)
+def test_a_column_of_a_csv_becomes_numbers_only_where_nothing_is_lost(tmp_path, cells, read):
+    path = written(tmp_path, "p.csv", "prompt,id\n" + "".join(f"p{i},{cell}\n" for i, cell in enumerate(cells)))
+    column = read_prompts(path).columns["id"]
+    assert [None if pd.isna(value) else value for value in column] == read
+
+
+def test_a_cell_of_a_csv_may_be_as_long_as_a_book(tmp_path):
+    words = "word " * 40_000
+    assert read_prompts(written(tmp_path, "p.csv", f"prompt,label\n{words},1\n")).items == [words]

@@ -8,10 +8,11 @@ import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models.families import DECODERS, FAMILIES, GPT2, GQA, NO_SPECIAL, SIZE, WITH_TOKENIZER
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from workbench.core.errors import BadData, WorkbenchError
 from workbench.models import load
-from workbench.models.inputs import Batch, batches, pad
+from workbench.models.inputs import Batch, batches, pad, prompt_ids, token_words
 
 ROWS = st.lists(st.lists(st.integers(0, 63), min_size=1, max_size=6), min_size=1, max_size=12)
 LENGTHS = (3, 8, 5, 1)
@@ -188,3 +189,44 @@ def test_an_empty_text_without_bos_cannot_be_batched(speaking):
 
 def test_ids_stand_for_themselves_without_a_tokenizer(tiny_models):
     assert load(str(tiny_models["gemma2"])).to_strings([5, 6]) == ["5", "6"]
+
+
+class _Pieces:
+    """A tokenizer by its pieces, whose decoder takes the space in front, as SentencePiece's does."""
+
+    PIECES = ("▁the", "the", "▁", "▁▁▁", "x▁y", "<s>", "\x1b", "\n", "\x7f\x00")
+
+    def convert_ids_to_tokens(self, token):
+        return self.PIECES[token]
+
+    def decode(self, ids):
+        return "".join(self.PIECES[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+
+def test_token_words_keep_their_space_and_write_control_characters_out():
+    assert token_words(_Pieces(), range(9)) == [" the", "the", " ", "   ", "x y", "<s>", r"\x1b", "\n", r"\x7f\x00"]
+
+
+def test_token_words_of_a_sentencepiece_tokenizer_join_to_the_text():
+    text = " the cat sat on the mat, the cats"
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made.train_from_iterator([text] * 3, trainers.BpeTrainer(vocab_size=60, show_progress=False))
+    tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=made)
+    ids = tokenizer(text)["input_ids"]
+    assert "".join(token_words(tokenizer, ids)) == text
+    assert len(set(token_words(tokenizer, range(len(tokenizer))))) == len(tokenizer), "no two tokens read the same"
+
+
+def test_ids_are_read_as_they_are_typed_where_there_is_no_tokenizer(gpt2_alone):
+    assert prompt_ids(gpt2_alone, "5 6, 7") == [5, 6, 7]
+    for text in ("five", f"5 {gpt2_alone.d_vocab}", "-1"):
+        with pytest.raises(BadData, match="write token ids such as '1 5 7', from 0 to"):
+            prompt_ids(gpt2_alone, text)
+
+
+@pytest.fixture(scope="module")
+def gpt2_alone():
+    """A small model that came without a tokenizer."""
+    sizes = {"vocab_size": 97, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    return load(tf.GPT2LMHeadModel(tf.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)))

@@ -100,7 +100,7 @@ def test_the_front_page_is_as_loud_about_a_control_that_holds():
         "not testable at this scale",
     )
     page = document.page_html([one("a", fails, open_), one("b", fails, holds, open_), one("c", open_)])
-    assert re.findall(r"<td class=(\w*)>(\d of \d[^<]*)</td>", page) == [
+    assert re.findall(r'<td class="(\w*)">(\d of \d[^<]*)</td>', page) == [
         ("ok", "1 of 2"),
         ("bad", "1 of 3; 1 hold"),
         ("", "0 of 1"),
@@ -328,3 +328,62 @@ class _StopsAtOnce(Progress):
 def test_running_a_notebook_can_be_cancelled(path):
     with pytest.raises(Cancelled):
         sections.execute(path, progress=_StopsAtOnce())
+
+
+def _of(*cells, folder=None):
+    return sections.notebook_section(nbformat.v4.new_notebook(cells=list(cells)), "toy", folder)
+
+
+@pytest.mark.parametrize("formula", [r"$\frac{$", r"$$\frac{a}{$$", r"$\left($", r"$\begin{x}$"])
+def test_a_formula_that_cannot_be_read_stands_as_it_was_written(formula):
+    text = _of(nbformat.v4.new_markdown_cell(f"# T\n\nbefore {formula} after $x^2$")).blocks[0].html
+    assert "before" in text and "after" in text and "<msup>" in text
+    assert f"<code>{formula}</code>" in text or "<math" in text.split("after")[0]
+
+
+def test_a_formula_is_text_between_its_own_elements():
+    text = _of(nbformat.v4.new_markdown_cell(r"$\text{<script>alert(1)</script>} < y$")).blocks[0].html
+    assert "<script" not in text and "&lt;script&gt;" in text and "<mo>&lt;</mo>" in text
+
+
+def test_the_browser_that_prints_reaches_no_network(section, tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, **_):
+        asked.extend(command)
+        next(Path(part.partition("=")[2]) for part in command if part.startswith("--print-to-pdf")).write_bytes(b"%PDF")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(document, "find_browser", lambda: "/bin/browser")
+    monkeypatch.setattr(document.subprocess, "run", run)
+    document.write_pdf(tmp_path / "x.pdf", [section])
+    assert {"--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-bypass-list=<-loopback>"} <= set(asked)
+
+
+HOSTILE_HTML = (
+    "<p id=seen>kept</p><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
+    "<a href=\"javascript:document.title='run'\">link</a><iframe src='file:///etc/passwd'></iframe>"
+    "<svg onload=\"document.title='run'\"></svg><link rel=stylesheet href='http://127.0.0.1:9/x.css'>"
+)
+
+
+@pytest.mark.browser
+def test_a_page_runs_no_script_but_its_own_whatever_gets_into_it(tmp_path):
+    """The policy holds even where the cleaning is left out, and one bad figure costs no other."""
+    bad = nbformat.v4.new_output("display_data", data={"application/vnd.plotly.v1+json": {"data": 5, "layout": {}}})
+    good = {"data": [{"type": "bar", "y": [1, float("nan")]}], "layout": {"meta": {"alt": "two words <b>"}}}
+    shown = nbformat.v4.new_output("display_data", data={"application/vnd.plotly.v1+json": good})
+    cell = nbformat.v4.new_code_cell("1", outputs=[bad, shown], execution_count=1)
+    section = _of(cell)
+    raw = sections.Section("t", "t", (*section.blocks, sections.Block("output", HOSTILE_HTML)))
+    target = document.write_html(tmp_path / "page.html", [raw])
+    came = []
+    with page() as tab:
+        tab.on("requestfinished", lambda request: came.append(request.url))
+        tab.goto(target.as_uri())
+        tab.wait_for_selector("body[data-ready]", state="attached")
+        tab.wait_for_selector(".main-svg")
+        tab.locator("text=link").click()
+        assert tab.title() == "t" and tab.inner_text("#seen") == "kept"
+        assert tab.get_by_role("img", name="two words <b>").count() == 1, "the whole sentence is the figure's name"
+    assert [url for url in came if not url.startswith(("data:", "blob:"))] == [target.as_uri()]

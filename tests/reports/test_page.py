@@ -97,3 +97,12 @@ def test_claims_rows_are_what_the_page_shows(tmp_path, result):
     text = write_page(tmp_path / "r.html", result, TABLE, {}).read_text()
     for row in json.loads(json.dumps(TABLE.rows())):
         assert row["text"].replace("<", "&lt;") in text or row["text"] in text
+
+
+def test_pictures_are_drawn_without_a_script_of_the_network(figures, monkeypatch):
+    import kaleido
+
+    asked = {}
+    monkeypatch.setattr(kaleido, "start_sync_server", lambda **options: asked.update(options))
+    monkeypatch.setattr(kaleido, "calc_fig_sync", lambda *_, **__: b"png")
+    assert images._draw(figures["first"], "png", 1.0) == b"png" and asked["mathjax"] is False

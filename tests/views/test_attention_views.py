@@ -2,6 +2,8 @@
 thumbnails keep the largest.
 """
 
+import html
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,7 +11,7 @@ import xarray as xr
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 from workbench.views import attention as views
-from workbench.views import figures
+from workbench.views import figures, theme
 
 
 def result(side=4, causal=1, n_layers=2, n_heads=3, effect=False) -> Result:
@@ -117,7 +119,9 @@ def test_a_pattern_has_its_tokens_and_starts_at_zero():
     heat = views.pattern(found, 0, 2).data[0]
     np.testing.assert_array_equal(heat.z, views.weights(found, 0, 2))
     assert (
-        list(heat.x) == ["0 <t0>", "1 <t1>", "2 <t2>", "3 <t3>"] and heat.zmin == 0 and heat.zmax == np.nanmax(heat.z)
+        [html.unescape(t) for t in heat.x] == ["0 <t0>", "1 <t1>", "2 <t2>", "3 <t3>"]
+        and heat.zmin == 0
+        and heat.zmax == np.nanmax(heat.z)
     )
 
 
@@ -160,3 +164,11 @@ def test_one_position_can_be_drawn():
         for figure in figures(result(side=1, causal=causal)).values():
             assert figure.layout.meta["alt"]
         assert "largest weight is 1.00" in views.pattern(result(side=1, causal=causal), 0, 0).layout.meta["alt"]
+
+
+def test_a_pattern_without_a_number_is_drawn_and_says_so():
+    found = result()
+    found.data["pattern"][:] = np.nan
+    for layer_head in ((0, 0), (1, 2)):
+        assert views.pattern(found, *layer_head).layout.meta["alt"].endswith(f". {theme.NOTHING}")
+    assert all(figure.layout.meta["alt"].endswith(".") for figure in figures(found).values())

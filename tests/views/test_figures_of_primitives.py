@@ -20,7 +20,7 @@ from workbench.primitives.read.lenses import direct_logit_attribution
 from workbench.primitives.read.top_activations import top_activations
 from workbench.primitives.replace.sweep_descent import attribute, site_cells, unit_cells
 from workbench.primitives.score.metrics import logit_diff
-from workbench.views import charts, figures
+from workbench.views import charts, figures, theme
 
 ABOUT = Provenance("x", {}, 0)
 
@@ -107,7 +107,7 @@ def test_a_map_of_one_sign_starts_at_zero_and_one_of_both_is_centred():
     signed = charts.grid(array([[-0.5, 1.0], [2.0, -3.0]], long_name="Weight"), ABOUT, x_title="C", y_title="R")
     assert (signed.data[0].zmin, signed.data[0].zmax) == (-3.0, 3.0) and "-3  at b, 1" in signed.layout.meta["alt"]
     empty = charts.grid(array(np.full((2, 2), np.nan), long_name="Weight"), ABOUT, x_title="C", y_title="R")
-    assert empty.layout.meta["alt"] == "Map of weight by r and c."
+    assert empty.layout.meta["alt"] == f"Map of weight by r and c. {theme.NOTHING}"
 
 
 def test_bars_hatch_controls_and_keep_their_order():

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,24 +123,53 @@ def bundle(
 
 
 @app.command()
-def reproduce(folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="a figure bundle")]) -> None:
+def reproduce(
+    folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="a figure bundle")],
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="run Python that comes with the checkpoint where the bundle's run did; only for sources you trust",
+        ),
+    ] = False,
+) -> None:
     """Run a figure's analysis again from its provenance: the same numbers, or by how much they differ."""
     from workbench.reports import bundle as bundles
 
+    run = partial(_run_again, trust_remote_code=trust_remote_code)
     with Terminal() as progress:
-        found = bundles.reproduce(folder, _run_again, progress)
+        found = bundles.reproduce(folder, run, progress)
     typer.echo(str(found))
     raise typer.Exit(0 if found.same else 1)
 
 
-def _run_again(stem: str, spec: dict[str, Any], progress: Progress) -> tuple[Any, dict[str, Any]]:
-    """The Result of a paper and its figures, from the spec that a bundle's provenance holds."""
+def _run_again(
+    stem: str, spec: dict[str, Any], progress: Progress, *, trust_remote_code: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The Result of a paper and its figures, from the spec that a bundle's provenance holds.
+
+    A bundle comes from elsewhere, and may not say that code from elsewhere is run: that is the caller's to allow.
+    """
     from workbench.papers import method
     from workbench.views import figures
 
     paper = method(stem)
+    if not trust_remote_code:
+        spec, asked = _untrusted(spec)
+        if asked:
+            said = "the bundle asks to run Python that comes with its checkpoint, and none is run"
+            typer.echo(f"{said}; if you trust its source, give --trust-remote-code", err=True)
     result = paper.run(paper.Spec.from_dict(spec), progress=progress)
     return result, figures(result)
+
+
+def _untrusted(spec: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The spec with every `trust_remote_code` off, and whether one was on; specs lie in specs."""
+    inner = {name: _untrusted(value) for name, value in spec.items() if isinstance(value, dict)}
+    own = spec.get("trust_remote_code", False)
+    safe = spec | {name: found for name, (found, _) in inner.items()}
+    safe |= {"trust_remote_code": False} if own else {}
+    return safe, bool(own) or any(asked for _, asked in inner.values())
 
 
 # ---- publish, compare ----

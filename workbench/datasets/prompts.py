@@ -14,6 +14,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -310,6 +311,7 @@ def _line_rows(text: str, is_json: bool) -> Iterator[tuple[int, Any]]:
 
 
 def _csv_rows(text: str, delimiter: str, name: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a prompt may be longer than its 131,072 characters
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
@@ -395,12 +397,19 @@ def _item(value: Any) -> Item:
     return [{"role": t["role"], "content": t["content"]} for t in value] if isinstance(value, list) else value
 
 
+# A number as a program writes it: 007, +1 and 1e5 are what names look like, and would not come back as they were.
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?(e[+-]\d+)?")
+
+
 def _numbers(cells: pd.Series) -> pd.Series:
-    """Numbers if every cell is one, so that labels are."""
-    try:
-        return pd.to_numeric(cells)
-    except ValueError:
+    """Numbers if every cell is one and none loses a digit, so that labels are and names are not; empty ones are nan."""
+    written = [cell.strip() for cell in cells if cell.strip()]
+    if not all(_NUMBER.fullmatch(cell) for cell in written):
         return cells
+    found = pd.to_numeric(cells)
+    whole = [cell.lstrip("-").isdigit() for cell in cells]
+    lost = any(int(value) != int(cell) for value, cell in zip(found[whole], cells[whole], strict=True))
+    return cells if lost or found.dtype == object else found
 
 
 def _listed(texts: list[str], between: str = ", ", most: int = 3) -> str:

@@ -9,17 +9,19 @@ travels with the tokens and TransformerLens derives the positions from it; tests
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from workbench.core.errors import BadData
+from workbench.core.text import readable
 
 if TYPE_CHECKING:
     from .model import Model
 
 Rows = Sequence[Sequence[int]]
+SPACE = "▁"  # how SentencePiece writes one
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,44 @@ class Batch:
 
 
 Inputs = str | Sequence[str] | Sequence[int] | Rows | torch.Tensor | Batch
+
+
+def token_words(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """One readable string per token id; control characters are written out, so that files and pictures can hold it.
+
+    A SentencePiece decoder takes the space in front of what it decodes, which is the whole word where tokens are
+    decoded one at a time: it is put back, or "the" and "▁the" would read the same.
+    """
+    words = [tokenizer.decode([int(i)]) for i in ids]
+    return [readable(_spaced(tokenizer, int(i), word)) for i, word in zip(ids, words, strict=True)]
+
+
+def _spaced(tokenizer: Any, token: int, word: str) -> str:
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if not isinstance(piece, str) or not piece.startswith(SPACE) or word.startswith(SPACE):
+        return word
+    return " " * (len(piece) - len(piece.lstrip(SPACE))) + word.lstrip(" ")
+
+
+def prompt_ids(model: "Model", text: str, *, bos: bool | None = None) -> list[int]:
+    """Token ids of what a person typed: of a text, or, for a model without a tokenizer, of ids written out with spaces
+    or commas between them.
+
+    Args:
+        bos: as for `Model.to_rows`; ids that are written out are taken as they are.
+
+    Raises:
+        BadData: if there is no tokenizer and the text is something other than ids of the vocabulary.
+    """
+    if model.tokenizer is not None:
+        return model.to_rows(text, bos=bos)[0]
+    words = text.replace(",", " ").split()
+    if not all(word.isascii() and word.isdigit() and int(word) < model.d_vocab for word in words):
+        raise BadData(
+            f"{model.name} came without a tokenizer and cannot read {text[:60]!r}; write token ids such as '1 5 7',"
+            f" from 0 to {model.d_vocab - 1}"
+        )
+    return [int(word) for word in words]
 
 
 def rows_of(model: "Model", inputs: Inputs) -> list[list[int]]:

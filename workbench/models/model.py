@@ -23,7 +23,7 @@ from transformers import Cache
 from workbench.core import hooks
 from workbench.core.errors import BadData, NoRoom, NoTokenizer, UnknownSite, UnsupportedModel, WorkbenchError
 
-from .inputs import Batch
+from .inputs import Batch, token_words
 from .spec import ModelSpec
 
 Kind = Literal["causal-lm", "masked-lm", "encoder", "classifier", "image-classifier"]
@@ -357,7 +357,7 @@ class Model:
         """One readable string per token id, for labels; ids as text where there is no tokenizer."""
         if self.tokenizer is None:
             return [str(int(i)) for i in ids]
-        return [self.tokenizer.decode([int(i)]).replace("\x00", "\\0") for i in ids]  # labels must survive netCDF
+        return token_words(self.tokenizer, ids)
 
     @property
     def pad_id(self) -> int:

@@ -20,6 +20,7 @@ import xarray as xr
 from workbench.core.errors import BadData
 from workbench.core.progress import Progress
 from workbench.core.result import Result
+from workbench.models.inputs import prompt_ids
 from workbench.models.model import Model
 from workbench.primitives.replace import ablation_curves as curves
 from workbench.primitives.replace import ablation_scores as scoring
@@ -256,7 +257,7 @@ class Ablation(Panel):
             texts = [line for line in prompts.splitlines() if line.strip()]
             if not texts:
                 raise BadData("there are no prompts; type at least one, a prompt a line")
-            rows = self.model.to_rows(texts)
+            rows = [prompt_ids(self.model, text) for text in texts]
             measured = metric_named(self.model, metric, rows, _lines(answers), _lines(others))
             self._bench = settings, Bench(self.model, rows, measured, kind=kind, value=value, seed=seed)
         return self._bench[1]

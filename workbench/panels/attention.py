@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 import traitlets
 
 from workbench.core.result import Result
+from workbench.models.inputs import prompt_ids
 from workbench.models.model import Model
 from workbench.primitives.read.attention_patterns import SCORES, attention_patterns, switch_heads_off
 from workbench.views import attention as views
@@ -132,7 +133,7 @@ class Attention(Panel):
     def run(self) -> "Attention":
         """Read the patterns of the prompt in the worker thread."""
         prompt = self.state.prompt
-        self.work(lambda progress: self._compute(self.model, self.model.to_rows(prompt)[0]), self._take)
+        self.work(lambda progress: self._compute(self.model, prompt_ids(self.model, prompt)), self._take)
         return self
 
     def run_effect(self) -> "Attention":
@@ -161,7 +162,7 @@ class Attention(Panel):
         and scripts.
         """
         wanted = self.state.prompt if prompt is None else prompt
-        known = self.state.result is not None and self.state.result.spec["tokens"] == self.model.to_rows(wanted)[0]
+        known = self.state.result is not None and self.state.result.spec["tokens"] == prompt_ids(self.model, wanted)
         self.state.prompt = wanted
         with self.state.hold_trait_notifications():
             self.state.layer, self.state.head = layer, head

@@ -17,6 +17,7 @@ import traitlets
 from workbench.core.errors import BadData, UnknownSite
 from workbench.core.progress import Progress
 from workbench.core.result import Result
+from workbench.models.inputs import prompt_ids
 from workbench.models.model import Model
 from workbench.primitives.read.lenses import direct_logit_attribution
 from workbench.primitives.score.prompt_metrics import one_token
@@ -122,7 +123,7 @@ class Attribution(Panel):
     ) -> tuple[dict[str, Result], list[str]]:
         """{split: Result} and notices."""
         self.model.require("causal-lm", "direct logit attribution")
-        row_ids, notes = self.model.to_rows(prompt)[0], []
+        row_ids, notes = prompt_ids(self.model, prompt), []
         if answer:
             answers = [one_token(self.model, answer)]
         else:

@@ -3,6 +3,7 @@
 Plain function behind it: `primitives.read.lenses.logit_lens`; figure: views/lenses. One forward a prompt.
 """
 
+import html
 from collections.abc import Callable
 
 import ipywidgets as widgets
@@ -11,6 +12,7 @@ import plotly.graph_objects as go
 import traitlets
 
 from workbench.core.result import Result
+from workbench.models.inputs import prompt_ids
 from workbench.models.model import Model
 from workbench.primitives.read.lenses import logit_lens
 from workbench.primitives.score.prompt_metrics import one_token
@@ -74,7 +76,7 @@ class Lens(Panel):
 
     def _lens(self, prompt: str, follow: str) -> Result:
         targets = [one_token(self.model, follow)] if follow else None
-        return self._compute(self.model, self.model.to_rows(prompt)[0], targets=targets)
+        return self._compute(self.model, prompt_ids(self.model, prompt), targets=targets)
 
     def _take(self, result: Result) -> None:
         follows = "target_rank" in result.data
@@ -141,6 +143,6 @@ class Lens(Panel):
             f"after block {views.layer_names(state.result)[state.layer]}, position"
             f" {names(state.result.data['prompt'].values)[state.pos]}"
         )
-        self.cell.value = f"<p>Likeliest next tokens {where}</p>" + self.table().to_html(
+        self.cell.value = f"<p>Likeliest next tokens {html.escape(where)}</p>" + self.table().to_html(
             index=False, border=0, float_format=lambda x: f"{x:.3f}"
         )

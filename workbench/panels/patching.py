@@ -20,6 +20,7 @@ from workbench.core.errors import WorkbenchError
 from workbench.core.hooks import SITES
 from workbench.core.progress import Progress
 from workbench.core.result import Result
+from workbench.models.inputs import prompt_ids
 from workbench.models.model import Model
 from workbench.primitives.replace import sweep_descent as descent
 from workbench.primitives.replace.ablation import UNITS
@@ -266,7 +267,7 @@ class Patching(Panel):
         self.tokens.value, s.plan = "", ""
         if not (s.clean.strip() and s.corrupted.strip()):
             return
-        rows = self.model.to_rows([s.clean, s.corrupted])
+        rows = [prompt_ids(self.model, text) for text in (s.clean, s.corrupted)]
         self.tokens.value = views.token_pair(
             {"clean": self.model.to_strings(rows[0]), "corrupted": self.model.to_strings(rows[1])}
         )

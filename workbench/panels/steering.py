@@ -20,6 +20,7 @@ from workbench.core.errors import BadData
 from workbench.core.hooks import SITES
 from workbench.core.progress import Progress
 from workbench.core.result import Result
+from workbench.models.inputs import prompt_ids
 from workbench.models.model import Model
 from workbench.primitives.read.capture import capture
 from workbench.primitives.score import metrics
@@ -302,7 +303,7 @@ class Steering(Panel):
         sides = [_lines(asked[name]) for name in ("positive", "negative")]
         if not all(sides) and (asked["source"] != "principal component" or not any(sides)):
             raise BadData("the direction is read from two sets of texts: give at least one line in A and one in B")
-        positive, negative = (self.model.to_rows(lines) if lines else [] for lines in sides)
+        positive, negative = ([prompt_ids(self.model, line) for line in lines] for lines in sides)
         if asked["source"] == "principal component":
             return principal_component(self.model, [*positive, *negative], pos=asked["pooling"], **where)
         make = mean_difference if asked["source"] == "mean difference" else probe_direction
@@ -312,7 +313,7 @@ class Steering(Panel):
         prompts = _lines(asked["prompts"])
         if not prompts:
             raise BadData("there is nothing to continue: give at least one prompt, one a line")
-        rows, direction = self.model.to_rows(prompts), self.direction(asked)
+        rows, direction = [prompt_ids(self.model, prompt) for prompt in prompts], self.direction(asked)
         options = {
             name: asked[name]
             for name in ("positions", "normalise", "max_new_tokens", "temperature", "n_random", "seed")

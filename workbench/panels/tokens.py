@@ -17,8 +17,9 @@ import traitlets
 from workbench.core.progress import Progress
 from workbench.core.result import Result
 from workbench.models.chat import prompt_rows
+from workbench.models.inputs import prompt_ids
 from workbench.models.model import Model
-from workbench.primitives.read.predictions import predictions, prompt_ids
+from workbench.primitives.read.predictions import predictions
 from workbench.views import predictions as views
 
 from .drawn import TokenStrip

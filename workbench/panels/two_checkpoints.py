@@ -16,6 +16,7 @@ import traitlets
 from workbench.core.errors import BadData
 from workbench.core.progress import Progress
 from workbench.core.result import Result
+from workbench.models.inputs import prompt_ids
 from workbench.models.model import Model
 from workbench.primitives.replace.module_changes import module_changes
 from workbench.primitives.replace.sweeps import FromRun, Mean, Resample, Source, Zero
@@ -191,8 +192,9 @@ class TwoCheckpoints(Panel):
         self, progress: Progress, *, prompts: str, corrupted: str, answers: str, part: str, source: str
     ) -> Result:
         texts, words = _lines(prompts), _lines(answers)
-        refuse_misaligned(self.a, self.b, texts)
         base = self._rows(texts, "prompts")
+        has_words = self.a.tokenizer is not None and self.b.tokenizer is not None
+        refuse_misaligned(self.a, self.b, texts if has_words else base)
         other: Source = (
             Zero()
             if source == "zero"
@@ -213,7 +215,7 @@ class TwoCheckpoints(Panel):
     def _rows(self, texts: list[str], what: str) -> list[list[int]]:
         if not texts:
             raise BadData(f"a sweep needs {what}: give at least one, one a line")
-        return self.a.to_rows(texts)
+        return [prompt_ids(self.a, text) for text in texts]
 
     def _take_weights(self, result: Result) -> None:
         known, was = views.quantities(result), self.state.quantity
@@ -333,10 +335,10 @@ class TwoCheckpoints(Panel):
         if state.look == "sweep":
             untouched = result.data["base_difference"]
             metric = untouched.attrs["long_name"].split(" of ")[0].replace("_", " ")
+            gap = f"{float(untouched.mean()):+.3g} {untouched.attrs['unit']}"
             return (
-                f"<p>Untouched, the {html.escape(metric)} of B is that of A {float(untouched.mean()):+.3g}"
-                f" {untouched.attrs['unit']}; the map is about the rest. Crossed: the interval holds 0. Click a cell"
-                " for every prompt.</p>"
+                f"<p>Untouched, the {html.escape(metric)} of B is that of A {html.escape(gap)}; the map is about"
+                " the rest. Crossed: the interval holds 0. Click a cell for every prompt.</p>"
             )
         crossed = "Crossed: no more overlap than random subspaces have. " if views.is_overlap(state.quantity) else ""
         rest = ", ".join(

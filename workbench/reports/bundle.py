@@ -25,6 +25,7 @@ from workbench.core.result import Result
 from workbench.views.drawn_data import drawn_data
 
 from .images import pictures
+from .page import write_figure
 
 FORMATS = ("png", "svg", "pdf")
 RESULT_FILES = ("data.csv", "data.parquet", "figure.html", "provenance.json")
@@ -48,7 +49,7 @@ def write_bundles(figures: dict[str, go.Figure], result: Result, folder: Path | 
             data = drawn_data(figure)
             data.to_csv(new / "data.csv", index=False)
             _plain_columns(data).to_parquet(new / "data.parquet", index=False)
-            files.write_text(new / "figure.html", figure.to_html(include_plotlyjs=True, full_html=True))
+            write_figure(new / "figure.html", name, figure)
             for form in FORMATS:
                 if (name, form) in drawn:
                     (new / f"figure.{form}").write_bytes(drawn[name, form])

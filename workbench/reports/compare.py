@@ -2,7 +2,6 @@
 each other.
 """
 
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
+from markupsafe import Markup
 
 from workbench.core.claims import Claim, check
 from workbench.core.errors import BadData
@@ -18,7 +18,8 @@ from workbench.core.result import Result
 from workbench.primitives.score.statistics import bootstrap_interval
 from workbench.views import theme
 
-from .sections import Block, Section, figure_html
+from .render import figure_html
+from .sections import Block, Section
 
 SAMPLED = (
     "example",
@@ -163,20 +164,23 @@ def _heat_difference(a: go.Figure, b: go.Figure, of_a: Result, of_b: Result) -> 
         return _captioned(figure, of_a, of_b)
     figure = go.Figure(a)
     gap = other - one
+    at = theme.largest_at(gap)
+    largest = "no cell of which has a value in both" if at is None else f"largest size {abs(gap[at]):.3g}"
     figure.data[0].update(
         z=gap, colorscale=theme.SIGNED, reversescale=True, text=None, texttemplate=None, **theme.signed_limits(gap)
     )
     figure.update_layout(
         title=f"{a.layout.title.text or ''} - B minus A",
-        meta={"alt": f"Difference of two maps, largest size {np.nanmax(np.abs(gap)):.3g}. A: {_alt(a)}"},
+        meta={"alt": f"Difference of two maps, {largest}. A: {_alt(a)}"},
     )
     return _captioned(figure, of_a, of_b)
 
 
 def _captioned(figure: go.Figure, a: Result, b: Result) -> go.Figure:
+    of_a, of_b = (theme.label(result.provenance.short()) for result in (a, b))
     for note in figure.layout.annotations:
-        if note.text in (a.provenance.short(), b.provenance.short()):
-            note.update(text=f"A {a.provenance.short()}<br>B {b.provenance.short()}")
+        if note.text in (of_a, of_b):
+            note.update(text=f"A {of_a}<br>B {of_b}")
     return figure
 
 
@@ -209,9 +213,10 @@ def comparison_section(found: Comparison) -> Section:
             else "<p>none in common</p>"
         )
 
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in found.notes) or "<li>nothing but the numbers</li>"
+    line = Markup("<li>{}</li>")
+    notes = Markup("").join(line.format(note) for note in found.notes or ["nothing but the numbers"])
     blocks = [
-        Block("text", f"<h1>{html.escape(found.stem)}: two runs compared</h1>", 1),
+        Block("text", Markup("<h1>{}: two runs compared</h1>").format(found.stem), 1),
         Block("text", f"<h2>What differs</h2><ul>{notes}</ul>", 2),
         Block("text", "<h2>Claims and controls</h2>", 2),
         Block("output", f"<div class=out>{table(found.claims)}</div>"),

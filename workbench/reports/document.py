@@ -5,32 +5,22 @@ plotly.js is written into the file once. The page follows the reader's light or 
 PDF needs a Chromium or Chrome, whose print keeps lines and text as vectors.
 """
 
-import html
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from plotly.offline import get_plotlyjs
+from markupsafe import Markup
 
 from workbench.core import files
 from workbench.core.errors import WorkbenchError
 
-from .front import DRAW, front
+from .front import front
 from .images import NO_BROWSER, find_browser
-from .page import STYLE
+from .render import own, page
 from .sections import Section
 from .slides import write_slides
 
-_MORE = """
-.plot{margin:0 auto}.out{overflow-x:auto}pre{white-space:pre-wrap}img{max-width:100%;background:#fff}
-.code{margin:.4em 0}.code>summary{color:var(--soft);font-size:.8em;cursor:pointer}
-.failed{border-left:4px solid #D55E00;background:var(--card);padding:.4em 1em}
-nav ol{columns:2}.stem{border-top:2px solid var(--line);margin-top:3em;padding-top:1em}
-.ok{color:#0f8a5f;font-weight:600}.bad{color:#D55E00;font-weight:600}
-@media print{.code{display:none}.stem{break-before:page}h2,h3{break-after:avoid}body{max-width:none;margin:0}.plot{zoom:.72}
-.out{overflow:visible}.out table{font-size:.74em}.out td,.out th{padding:.2em .35em;overflow-wrap:break-word}.out thead th{overflow-wrap:anywhere}}
-"""
 _PYGMENTS_DARK = "monokai"
 
 
@@ -42,52 +32,22 @@ def write_html(path: Path | str, sections: Sequence[Section]) -> Path:
 def page_html(sections: Sequence[Section]) -> str:
     """The page as text."""
     many = len(sections) > 1
-    body = "".join(
-        [
-            front(sections) if many else "",
-            *(_section_html(s, f"part-{i}" if many else "") for i, s in enumerate(sections)),
-        ]
-    )
-    title = html.escape(sections[0].title if len(sections) == 1 else f"{len(sections)} analyses")
-    return f"""<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
-<title>{title}</title><style>{STYLE}{_MORE}{_code_style()}</style><script>{get_plotlyjs()}</script></head><body>{body}
-<script>{DRAW}draw(document);document.body.dataset.ready=1;</script></body></html>"""
-
-
-def _section_html(section: Section, anchor: str) -> str:
-    parts = []
-    for block in section.blocks:
-        if block.kind == "code":
-            parts.append(f"<details class=code><summary>code</summary>{block.html}</details>")
-        elif block.kind == "figure":
-            parts.append(f"<figure>{block.html}</figure>")
-        else:
-            parts.append(f"<div class={block.kind}>{block.html}</div>")
-    notes = (
-        f"<p class=warn>{section.n_failed} cell{'s' if section.n_failed > 1 else ''} of this notebook failed and are"
-        " shown as such.</p>"
-        if section.n_failed
-        else ""
-    )
-    origins = "".join(f"<li>{html.escape(line)}</li>" for line in section.origins)
-    end = f"<h2>Provenance</h2><ul class=soft>{origins}</ul>" if origins else ""
-    return (
-        f"<section class=stem id={anchor}>{notes}{''.join(parts)}{end}</section>"
-        if anchor
-        else f"{notes}{''.join(parts)}{end}"
+    return page(
+        "document.html",
+        f"{len(sections)} analyses" if many else sections[0].title,
+        styles=[own("page.css"), own("document.css"), _code_style()],
+        scripts=[own("document.js")],
+        front=front(sections) if many else "",
+        sections=sections,
     )
 
 
-def _code_style() -> str:
+def _code_style() -> Markup:
     from pygments.formatters import HtmlFormatter
 
     dark = HtmlFormatter(style=_PYGMENTS_DARK).get_style_defs(".highlight")
-    return (
-        HtmlFormatter().get_style_defs(".highlight")
-        + "@media(prefers-color-scheme:dark){"
-        + dark
-        + "}.highlight pre{background:var(--card)}"
-    )
+    light = HtmlFormatter().get_style_defs(".highlight")
+    return Markup(f"{light}@media(prefers-color-scheme:dark){{{dark}}}.highlight pre{{background:var(--card)}}")
 
 
 # ---- PDF ----
@@ -111,6 +71,10 @@ def write_pdf(path: Path | str, sections: Sequence[Section], *, timeout: float =
             "--no-sandbox",
             "--disable-gpu",
             "--disable-background-networking",
+            # no address is found and no proxy answers, so that nothing a page names can be asked for
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--proxy-server=127.0.0.1:9",
+            "--proxy-bypass-list=<-loopback>",
             "--no-pdf-header-footer",
             f"--user-data-dir={room}/profile",
         ]

@@ -125,7 +125,7 @@ def write_pngs(
 def _draw(figure: go.Figure, form: str, scale: float) -> bytes:
     import kaleido
 
-    kaleido.start_sync_server(n=1, silence_warnings=True)
+    kaleido.start_sync_server(n=1, silence_warnings=True, mathjax=False)  # which it would fetch from the network
     size = {"width": figure.layout.width or 960, "height": figure.layout.height or 560}
     return kaleido.calc_fig_sync(figure.to_dict(), opts={"format": form, "scale": scale, **size})
 

@@ -5,7 +5,6 @@ Read from the catalogue and from the committed notebooks: the claims cell says w
 that `workbench publish` left. Nothing is run.
 """
 
-import html
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from workbench.core.catalogue import FAMILIES, PAPERS, Paper
 from workbench.core.claims import read_verdicts, said, tally
 from workbench.core.errors import BadData
 
-from .page import STYLE
+from .render import own, page
 from .sections import read_notebook
 
 START, END = "<!-- papers: written by `workbench index` -->", "<!-- end of papers -->"
@@ -142,20 +141,7 @@ def write_index(root: Path) -> list[Path]:
 
 def write_gallery(path: Path | str, root: Path) -> Path:
     """All key figures of the committed notebooks on one page that asks for nothing."""
-    parts = []
-    for e in entries(root):
-        shown = "".join(
-            f"<figure><img alt='{html.escape(alt, quote=True)}'"
-            f" src='data:image/png;base64,{png}'><figcaption>{html.escape(alt)}</figcaption></figure>"
-            for alt, png in e.pictures
-        )
-        parts.append(
-            f"<h2>{html.escape(e.title)}</h2><p class=soft>{e.paper.family} · {html.escape(e.checked)} ·"
-            f" {e.path}</p>{shown or '<p>no pictures yet: workbench publish makes them</p>'}"
-        )
-    more = "figure img{max-width:100%}figcaption{padding:.4em 1em;font-size:.85em;color:#444}"
-    page = (
-        "<!doctype html><html lang=en><head><meta charset=utf-8><title>Key"
-        f" figures</title><style>{STYLE}{more}</style></head><body><h1>Key figures</h1>{''.join(parts)}</body></html>"
+    styles = [own("page.css"), own("gallery.css")]
+    return files.write_text(
+        path, page("gallery.html", "Key figures", styles=styles, draws=False, entries=entries(root))
     )
-    return files.write_text(path, page)

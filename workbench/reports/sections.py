@@ -5,22 +5,26 @@ Markdown goes through mistune, formulas become MathML, code is coloured by pygme
 Cost: that of the notebook.
 """
 
-import base64
 import html
 import json
-import mimetypes
 import re
+import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree.ElementTree import tostring
 
 import plotly.graph_objects as go
+from markupsafe import Markup
 
 from workbench.core.catalogue import PAPERS
 from workbench.core.claims import ClaimsTable, read_verdicts
 from workbench.core.errors import BadData
 from workbench.core.progress import SILENT, Progress
 from workbench.core.result import Result
+
+from .cleaning import clean_html, picture_html
+from .render import figure_html, fragment
 
 Kind = Literal[
     "text", "code", "output", "aside", "figure", "failed"
@@ -171,37 +175,50 @@ _MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^\s$](?:[^$\n]*[^\s$])?)\$(?!
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 
 
-def markdown_html(source: str) -> str:
-    """Markdown as HTML; formulas between dollar signs as MathML, which browsers draw without a script."""
-    import mistune
-    from latex2mathml.converter import convert
+def markdown_html(source: str, folder: Path | None = None) -> str:
+    """Markdown as HTML that runs and loads nothing; formulas between dollar signs as MathML, which browsers draw
+    without a script.
 
-    formulas: list[str] = []
+    Args:
+        source: Markdown. folder: whose pictures are put into the page.
+    """
+    import mistune
+
+    formulas: list[Markup] = []
+    mark = f"formula{uuid.uuid4().hex}n"  # which stands in no notebook
 
     def keep(match: re.Match) -> str:
-        display, inline = match.groups()
-        formulas.append(convert(display or inline, display="block" if display else "inline"))
-        return f"\x02{len(formulas) - 1}\x03"
+        formulas.append(formula_html(match[0], *match.groups()))
+        return f"{mark}{len(formulas) - 1};"
 
     pieces = _CODE.split(source)  # dollar signs in code are not formulas
     pieces[::2] = [_MATH.sub(keep, piece) for piece in pieces[::2]]
     rendered = mistune.create_markdown(escape=False, plugins=["table", "strikethrough", "footnotes"])("".join(pieces))
-    return re.sub("\x02(\\d+)\x03", lambda m: formulas[int(m[1])], str(rendered))
+    return re.sub(f"{mark}(\\d+);", lambda m: formulas[int(m[1])], clean_html(str(rendered), folder))
+
+
+def formula_html(source: str, display: str | None, inline: str | None) -> Markup:
+    """A formula as MathML; the source as it was written where it cannot be read.
+
+    Args:
+        source: with its dollar signs. display, inline: what stands between two or one of them, the other None.
+    """
+    from latex2mathml.converter import Converter
+
+    kind = "inline" if display is None else "block"
+    try:
+        drawn = Converter(display=kind).convert_to_element(display or inline or "")
+    except Exception:  # the converter raises what it likes, and a slip of the pen must not end a report
+        return Markup("<code>{}</code>").format(source)
+    for part in drawn.iter():  # it names signs by entities; as plain text they are escaped with all the rest
+        part.text = html.unescape(part.text) if part.text else part.text
+    return Markup(tostring(drawn, encoding="unicode"))
 
 
 def _text_blocks(source: str, folder: Path | None) -> list[Block]:
     """One block per heading, so that slides can break there."""
-    rendered = re.sub(r'(<img src=")([^":]+)(")', lambda m: m[1] + _inlined(m[2], folder) + m[3], markdown_html(source))
-    parts = re.split(r"(?=<h[1-3][ >])", rendered)
+    parts = re.split(r"(?=<h[1-3][ >])", markdown_html(source, folder))
     return [Block("text", part, int(part[2]) if re.match(r"<h[1-3]", part) else 0) for part in parts if part.strip()]
-
-
-def _inlined(name: str, folder: Path | None) -> str:
-    """A picture beside the notebook as data; its name as it was where there is none, so that the gap is seen."""
-    found = None if folder is None else folder / name
-    if found is None or not found.is_file():
-        return name
-    return f"data:{mimetypes.guess_type(found.name)[0] or 'image/png'};base64,{base64.b64encode(found.read_bytes()).decode()}"
 
 
 def _code(source: str) -> str:
@@ -214,38 +231,31 @@ def _code(source: str) -> str:
 
 def _output(output: Any, origins: list[str]) -> list[Block]:
     if output.output_type == "stream":
-        return (
-            [Block("output", f"<pre class='{output.name}'>{html.escape(output.text)}</pre>")]
-            if output.text.strip()
-            else []
-        )
+        printed = Markup('<pre class="{}">{}</pre>').format(output.name, output.text)
+        return [Block("output", printed)] if output.text.strip() else []
     if output.output_type == "error":
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
-        return [
-            Block(
-                "failed",
-                f"<p><b>This cell failed: {html.escape(output.ename)}:"
-                f" {html.escape(output.evalue)}</b></p><details><summary>traceback</summary><pre>{html.escape(trace)}</pre></details>",
-            )
-        ]
+        return [Block("failed", fragment("failed.html", name=output.ename, value=output.evalue, trace=trace))]
     data = output.data
     if "application/vnd.plotly.v1+json" in data:
         figure = data["application/vnd.plotly.v1+json"]
         origins += _origin({"metadata": figure.get("layout", {}).get("meta")})
         return [Block("figure", figure_html(figure))]
-    for mime in ("image/svg+xml", "text/html"):
-        if mime in data and data[mime].strip():
-            return [Block("output", f"<div class=out>{data[mime]}</div>")]
+    if data.get("image/svg+xml", "").strip():  # a picture, in which a browser runs and loads nothing
+        drawing = picture_html(data["image/svg+xml"].encode(), "image/svg+xml", data.get("text/plain", "figure"))
+        return [Block("output", f"<div class=out>{drawing}</div>")]
+    if data.get("text/html", "").strip():
+        return [Block("output", f"<div class=out>{clean_html(data['text/html'])}</div>")]
     for mime in ("image/png", "image/jpeg"):
         if mime in data:
-            alt = html.escape(data.get("text/plain", "figure"))
             origins += _origin(output)
-            return [Block("figure", f"<img alt='{alt}' src='data:{mime};base64,{data[mime].strip()}'>")]
+            picture = Markup('<img alt="{}" src="data:{};base64,{}">')
+            return [Block("figure", picture.format(data.get("text/plain", "figure"), mime, data[mime].strip()))]
     if "text/markdown" in data:
         return [Block("output", markdown_html(data["text/markdown"]))]
     if "application/vnd.jupyter.widget-view+json" in data or not data.get("text/plain", "").strip():
         return []  # a live panel has no life in a page; the static view it leaves beneath it is an output of its own
-    return [Block("output", f"<pre>{html.escape(data['text/plain'])}</pre>")]
+    return [Block("output", Markup("<pre>{}</pre>").format(data["text/plain"]))]
 
 
 def _origin(output: Any) -> list[str]:
@@ -261,15 +271,10 @@ def result_section(result: Result, table: ClaimsTable, figures: dict[str, go.Fig
     """A saved Result with its checked claims and figures as a Section."""
     paper = PAPERS.get(result.stem)
     title = paper.title if paper else result.stem
-    notices = [
-        f"<p class=warn>{html.escape(w)}</p>"
-        for w in (*(["This run was cancelled: no claim is tested on it."] if result.partial else []), *result.warnings)
-    ]
-    blocks = (
-        [Block("text", f"<h1>{html.escape(title)}</h1>", 1), Block("output", "".join(notices))]
-        if notices
-        else [Block("text", f"<h1>{html.escape(title)}</h1>", 1)]
-    )
+    said = [*(["This run was cancelled: no claim is tested on it."] if result.partial else []), *result.warnings]
+    notices = Markup("").join(Markup("<p class=warn>{}</p>").format(line) for line in said)
+    blocks = [Block("text", Markup("<h1>{}</h1>").format(title), 1)]
+    blocks += [Block("output", notices)] if notices else []
     blocks += [
         Block("text", "<h2>Claims and controls</h2>", 2),
         Block("output", table._repr_html_()),
@@ -278,20 +283,6 @@ def result_section(result: Result, table: ClaimsTable, figures: dict[str, go.Fig
     blocks += [Block("figure", figure_html(json.loads(figure.to_json()))) for figure in figures.values()]
     return Section(
         title, result.stem, tuple(blocks), tuple(read_verdicts(table.verdicts())), (result.provenance.short(),)
-    )
-
-
-def figure_html(figure: dict[str, Any]) -> str:
-    """A plotly figure as a div, and its data in the script after it; the document's script draws it."""
-    layout = figure.get("layout", {})
-    meta = layout.get("meta") or {}
-    alt = html.escape(meta.get("alt", "figure") if isinstance(meta, dict) else "figure", quote=True)
-    size = f"width:{layout.get('width', 960)}px;height:{layout.get('height', 560)}px"
-    # "</" would end the script wherever a label contains it
-    data = json.dumps({"data": figure.get("data", []), "layout": layout}).replace("</", "<\\/")
-    return (
-        f"<div role=img aria-label=\"{alt}\" class=plot style='{size}'></div><script type='application/json'"
-        f" class=plotly>{data}</script>"
     )
 
 

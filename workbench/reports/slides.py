@@ -4,7 +4,6 @@ A heading opens a slide, a figure has its own or one with its heading, code is l
 over several. reveal.js is read from the package sphinx-revealjs (extra `slides`).
 """
 
-import html
 import importlib.util
 import math
 import re
@@ -12,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from plotly.offline import get_plotlyjs
+from markupsafe import Markup
 
 from workbench.core import files
 
-from .front import DRAW, front
+from .front import front
+from .render import fragment, own, page
 from .sections import Block, Section
 
 
@@ -32,28 +32,16 @@ def write_slides(path: Path | str, sections: Sequence[Section]) -> Path:
 def slides_html(sections: Sequence[Section]) -> str:
     """The slides as text."""
     script, style, look = (_reveal(name) for name in ("reveal.js", "reveal.css", "theme/white.css"))
-    look = "\n".join(
-        line for line in look.splitlines() if not line.startswith("@import")
-    )  # its fonts are files of their own
-    slides = ([[f"<div class=front>{front(sections)}</div>"]] if len(sections) > 1 else []) + [
-        slide for s in sections for slide in _slides(s)
-    ]
-    body = "".join(f"<section>{''.join(slide)}</section>" for slide in slides)
-    more = (
-        ".reveal{font-size:22px}.reveal h1{font-size:1.7em}.reveal h2{font-size:1.4em}.reveal"
-        " table{font-size:.62em}.reveal"
-        " pre{font-size:.62em;width:100%;box-shadow:none;white-space:pre-wrap;overflow-wrap:anywhere}.reveal .figure"
-        " img{width:auto;height:660px;max-width:100%;object-fit:contain;margin:0}.reveal .titled"
-        " img{height:590px}.reveal .titled .plot{zoom:1}.reveal section{text-align:left}"
+    # the theme's fonts are files of their own
+    look = "\n".join(line for line in look.splitlines() if not line.startswith("@import"))
+    slides = [[f"<div class=front>{front(sections)}</div>"]] if len(sections) > 1 else []
+    return page(
+        "slides.html",
+        sections[0].title,
+        styles=[Markup(style), Markup(look), own("slides.css")],
+        scripts=[Markup(script), own("slides.js")],
+        slides=slides + [slide for s in sections for slide in _slides(s)],
     )
-    more += (
-        ".reveal .plot{zoom:1.15}.warn,.failed{border-left:4px solid #D55E00;padding-left:.6em}.front"
-        " table{font-size:.6em}.soft{color:#666;font-size:.6em}.reveal p,.reveal li{line-height:1.35}"
-    )
-    return f"""<!doctype html><html lang=en><head><meta charset=utf-8><title>{html.escape(sections[0].title)}</title>
-<style>{style}</style><style>{look}</style><style>:root{{--r-main-font:Inter,Helvetica,Arial,sans-serif;--r-heading-font:Inter,Helvetica,Arial,sans-serif;--r-heading-text-transform:none}}{more}</style>
-<script>{get_plotlyjs()}</script></head><body><div class=reveal><div class=slides>{body}</div></div><script>{script}</script>
-<script>{DRAW}Reveal.initialize({{hash:true,transition:'none',width:1180,height:760,margin:.03,center:false}}).then(()=>{{draw(document);document.body.dataset.ready=1;}});</script></body></html>"""
 
 
 MOST_WORDS = 110  # of text on one slide; more goes to the next
@@ -138,8 +126,8 @@ def _slides(section: Section) -> list[list[str]]:
             if part.kind == "figure":
                 slides.append([])
                 words = 0
-    origins = "".join(f"<li>{html.escape(line)}</li>" for line in section.origins)
-    return [s for s in [*slides, [f"<h2>Provenance</h2><ul class=soft>{origins}</ul>"] if origins else []] if s]
+    origins = fragment("origins.html", section=section)
+    return [s for s in [*slides, [origins] if origins else []] if s]
 
 
 def _reveal(name: str) -> str:

@@ -26,7 +26,7 @@ def future(result: Result) -> np.ndarray:
 
 
 def thumbnails(result: Result, most: int = MAX_SIDE) -> np.ndarray:
-    """[layer, head, side, side] uint8: TOP * sqrt(weight), BLANK where a causal model cannot look.
+    """[layer, head, side, side] uint8: TOP * sqrt(weight), BLANK where no number is or a causal model cannot look.
 
     Above `most` positions, or MAX_BYTES together, each cell is the largest weight of its block.
     """
@@ -35,7 +35,8 @@ def thumbnails(result: Result, most: int = MAX_SIDE) -> np.ndarray:
     most = max(1, min(most, int((MAX_BYTES / (n_layers * n_heads)) ** 0.5)))
     starts = np.arange(0, side, -(-side // most))
     small = pattern if len(starts) == side else np.maximum.reduceat(np.maximum.reduceat(pattern, starts, 2), starts, 3)
-    codes = np.rint(TOP * np.sqrt(np.clip(small, 0, 1))).astype(np.uint8)
+    root = np.rint(TOP * np.sqrt(np.clip(small, 0, 1)))
+    codes = np.where(np.isfinite(root), root, BLANK).astype(np.uint8)
     if result.data.attrs["causal"]:
         codes[..., np.triu(np.ones((len(starts), len(starts)), bool), 1)] = BLANK
     return codes
@@ -195,8 +196,8 @@ def pattern(result: Result, layer: int, head: int) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             z=shown,
-            x=labels,
-            y=labels,
+            x=[theme.label(t) for t in labels],
+            y=[theme.label(t) for t in labels],
             colorscale=theme.UNSIGNED,
             zmin=0,
             zmax=pattern_top(shown),
@@ -206,12 +207,15 @@ def pattern(result: Result, layer: int, head: int) -> go.Figure:
     )
     figure.update_xaxes(title={"text": "Key (attended to)", "standoff": 12}, type="category", showgrid=False)
     figure.update_yaxes(title="Query (attends)", type="category", showgrid=False, autorange="reversed")
-    query, key = np.unravel_index(int(np.nanargmax(shown[1:])) if len(shown) > 1 else 0, shown.shape)
-    query = query + 1 if len(shown) > 1 else query  # the first query of a causal model can only attend to itself
-    alt = (
-        f"Attention pattern of head {head} in layer {layer}; its largest weight is {shown[query, key]:.2f}, from"
-        f" {labels[query]} to {labels[key]}."
-    )
+    first = min(1, len(shown) - 1)  # the first query of a causal model can only attend to itself
+    at = theme.largest_at(shown[first:])
+    alt = f"Attention pattern of head {head} in layer {layer}"
+    if at is None:
+        alt += "."
+    else:
+        query, key = at[0] + first, at[1]
+        weight = f"its largest weight is {shown[query, key]:.2f}"
+        alt += f"; {weight}, from {labels[query]} to {labels[key]}."
     return theme.below_tokens(
         theme.finish(figure, f"Attention of head {head} in layer {layer}{_heads_off(result)}", alt, result.provenance)
     )
@@ -219,7 +223,8 @@ def pattern(result: Result, layer: int, head: int) -> go.Figure:
 
 def pattern_top(shown: np.ndarray) -> float:
     """Top of a large pattern's colour range: its largest weight, so that heads that spread wide can be read."""
-    return float(np.nanmax(shown)) or 1.0
+    at = theme.largest_at(shown)
+    return (float(shown[at]) if at is not None else 0.0) or 1.0
 
 
 def head_scores(result: Result, score: str = "first_token") -> go.Figure:
@@ -253,7 +258,7 @@ def head_scores(result: Result, score: str = "first_token") -> go.Figure:
 def change(result: Result) -> go.Figure:
     """Probabilities at the last position with all heads on and with some off, for tokens likely in either."""
     table = change_table(result)
-    labels = [f"{i} {t}" for i, t in enumerate(table.token)]  # equal texts stay apart
+    labels = [theme.label(f"{i} {t}") for i, t in enumerate(table.token)]  # equal texts stay apart
     figure = go.Figure()
     for name, column, colour in (("all heads on", "heads_on", theme.BLUE), ("heads off", "heads_off", theme.ORANGE)):
         figure.add_bar(
@@ -268,7 +273,7 @@ def change(result: Result) -> go.Figure:
         title="Token" if "token" in what else "Class",
         type="category",
         tickvals=labels,
-        ticktext=[str(t) for t in table.token],
+        ticktext=[theme.label(t) for t in table.token],
     )
     figure.update_yaxes(title="Probability", range=[0, 1])
     first = table.iloc[0]

@@ -70,7 +70,12 @@ def components(result: Result, example: int = 0) -> go.Figure:
     table = parts_table(result, example)
     colours = [theme.RED if value >= 0 else theme.BLUE for value in table.logits]  # as the map of heads has it
     figure = go.Figure(
-        go.Bar(x=table.part, y=table.logits, marker_color=colours, hovertemplate="%{x}: %{y:.3f} logits<extra></extra>")
+        go.Bar(
+            x=table.part.map(theme.label),
+            y=table.logits,
+            marker_color=colours,
+            hovertemplate="%{x}: %{y:.3f} logits<extra></extra>",
+        )
     )
     figure.add_hline(y=0, line_color="#777777", line_width=1)
     figure.update_xaxes(title={"text": "Part of the model", "standoff": 12}, type="category", showgrid=False)
@@ -82,7 +87,10 @@ def components(result: Result, example: int = 0) -> go.Figure:
         f" the largest is {best.part} with {best.logits:.2f}."
     )
     finished = theme.finish(
-        figure, f"Parts of the {of_what(result, example)}: they add up to {total:.2f}", alt, result.provenance
+        figure,
+        theme.label(f"Parts of the {of_what(result, example)}: they add up to {total:.2f}"),
+        alt,
+        result.provenance,
     )
     return theme.below_tokens(finished) if len(table) > 10 else finished
 
@@ -107,7 +115,7 @@ def heads(result: Result, example: int = 0) -> go.Figure:
     figure.update_yaxes(title="Layer", type="category", showgrid=False, autorange="reversed")
     return theme.finish(
         figure,
-        f"Heads: what each adds to the {of_what(result, example)}",
+        theme.label(f"Heads: what each adds to the {of_what(result, example)}"),
         heads_alt(result, example),
         result.provenance,
     )
@@ -128,7 +136,12 @@ def neurons(result: Result, n: int = 15, example: int = 0) -> go.Figure:
     table = top_neurons(result, n, example)
     colours = [theme.RED if value >= 0 else theme.BLUE for value in table.logits]  # as the map of heads has it
     figure = go.Figure(
-        go.Bar(x=table.part, y=table.logits, marker_color=colours, hovertemplate="%{x}: %{y:.3f} logits<extra></extra>")
+        go.Bar(
+            x=table.part.map(theme.label),
+            y=table.logits,
+            marker_color=colours,
+            hovertemplate="%{x}: %{y:.3f} logits<extra></extra>",
+        )
     )
     figure.add_hline(y=0, line_color="#777777", line_width=1)
     figure.update_xaxes(title={"text": "Neuron (layer and number)", "standoff": 12}, type="category", showgrid=False)
@@ -141,7 +154,7 @@ def neurons(result: Result, n: int = 15, example: int = 0) -> go.Figure:
     return theme.below_tokens(
         theme.finish(
             figure,
-            f"Neurons: what the first {len(table)} add to the {of_what(result, example)}",
+            theme.label(f"Neurons: what the first {len(table)} add to the {of_what(result, example)}"),
             alt,
             result.provenance,
         )

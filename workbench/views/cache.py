@@ -70,22 +70,29 @@ def site_map(cells: pd.DataFrame, title: str, unit: str, provenance: Provenance)
         cells: [row, col] values; its index and columns, with their names, label the axes.
     """
     values = cells.to_numpy(float)
-    signed = bool(np.nanmin(values) < 0)
-    limits = theme.signed_limits(values) if signed else {"zmin": 0.0, "zmax": float(np.nanmax(values)) or 1.0}
+    signed = bool((values[np.isfinite(values)] < 0).any())
+    limits = theme.signed_limits(values) if signed else {"zmin": 0.0, "zmax": theme.signed_limits(values)["zmax"]}
     look = {"colorscale": theme.SIGNED, "reversescale": True} if signed else {"colorscale": theme.UNSIGNED}
     rows, columns = ([str(v) for v in axis] for axis in (cells.index, cells.columns))
     hover = f"{cells.index.name} %{{y}}, {cells.columns.name} %{{x}}: %{{z:.4g}}<extra></extra>"
     figure = go.Figure(
-        go.Heatmap(z=values, x=columns, y=rows, colorbar={"title": unit}, hovertemplate=hover, **look, **limits)
+        go.Heatmap(
+            z=values,
+            x=[theme.label(c) for c in columns],
+            y=[theme.label(r) for r in rows],
+            colorbar={"title": unit},
+            hovertemplate=hover,
+            **look,
+            **limits,
+        )
     )
     figure.update_xaxes(title=str(cells.columns.name), type="category", showgrid=False, nticks=24)
     figure.update_yaxes(title=str(cells.index.name), type="category", showgrid=False, autorange="reversed", nticks=30)
-    top = np.unravel_index(int(np.nanargmax(np.abs(values))), values.shape)
-    alt = (
-        f"Heat map of {title}, {len(rows)} x {len(columns)} cells; the largest in size is {values[top]:.3g} at"
-        f" {cells.index.name} {rows[top[0]]}, {cells.columns.name} {columns[top[1]]}."
-    )
-    return theme.finish(figure, title, alt, provenance)
+    alt, top = f"Heat map of {title}, {len(rows)} x {len(columns)} cells", theme.largest_at(values)
+    if top is not None:
+        place = f"{cells.index.name} {rows[top[0]]}, {cells.columns.name} {columns[top[1]]}"
+        alt += f"; the largest in size is {values[top]:.3g} at {place}"
+    return theme.finish(figure, theme.label(title), f"{alt}.", provenance)
 
 
 def held_bars(held: pd.DataFrame, provenance: Provenance) -> go.Figure:
@@ -104,7 +111,7 @@ def held_bars(held: pd.DataFrame, provenance: Provenance) -> go.Figure:
                 orientation="h",
                 name=kind,
                 marker={"color": colour},
-                customdata=some["where"],
+                customdata=[theme.label(place) for place in some["where"]],
                 hovertemplate="%{y}: %{x:,.1f} MB on %{customdata}<extra></extra>",
             )
     figure.update_xaxes(title="Memory or disk (MB)", rangemode="tozero")
@@ -121,4 +128,4 @@ def held_bars(held: pd.DataFrame, provenance: Provenance) -> go.Figure:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 42 else f"{name[:39]}..."
+    return theme.label(name if len(name) <= 42 else f"{name[:39]}...")

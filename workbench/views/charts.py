@@ -38,8 +38,8 @@ def grid(values: xr.DataArray, provenance: Provenance, *, x_title: str, y_title:
     figure = go.Figure(
         go.Heatmap(
             z=numbers,
-            x=columns,
-            y=rows,
+            x=[theme.label(c) for c in columns],
+            y=[theme.label(r) for r in rows],
             colorbar={"title": unit},
             hovertemplate=f"%{{y}}, %{{x}}: %{{z:.4g}} {unit}<extra></extra>",
             **{"colorscale": theme.UNSIGNED} | scale,
@@ -48,7 +48,7 @@ def grid(values: xr.DataArray, provenance: Provenance, *, x_title: str, y_title:
     figure.update_xaxes(title={"text": x_title, "standoff": 14}, type="category", showgrid=False)
     figure.update_yaxes(title={"text": y_title, "standoff": 14}, type="category", showgrid=False, autorange="reversed")
     head = title or str(values.attrs.get("long_name", values.name))
-    where = np.unravel_index(int(np.nanargmax(np.abs(numbers))), numbers.shape) if np.isfinite(numbers).any() else None
+    where = theme.largest_at(numbers)
     largest = (
         ""
         if where is None
@@ -79,7 +79,7 @@ def bars(
     hatched = ["/" if label in controls else "" for label in labels]
     figure = go.Figure(
         go.Bar(
-            x=labels,
+            x=[theme.label(name) for name in labels],
             y=values.to_numpy(float),
             marker={"color": colours, "pattern": {"shape": hatched}},
             hovertemplate="%{x}: %{y:.4g}<extra></extra>",

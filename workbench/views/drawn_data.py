@@ -4,6 +4,7 @@ One row per drawn mark: a point of a line or bar, a cell of a heat map, a link o
 """
 
 import base64
+import html
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def _trace(number: int, trace: dict[str, Any]) -> pd.DataFrame:
         least = min(lengths)
         columns = {key: value[:least] for key, value in columns.items()}
     frame = pd.DataFrame(columns)
-    frame.insert(0, "trace", trace.get("name") or str(number))
+    frame.insert(0, "trace", html.unescape(trace.get("name") or str(number)))
     frame.insert(1, "type", kind)
     return frame
 
@@ -77,4 +78,7 @@ def _array(values: Any) -> np.ndarray:
         flat = np.frombuffer(base64.b64decode(values["bdata"]), np.dtype(values["dtype"]))
         return flat.reshape([int(n) for n in str(values["shape"]).split(",")]) if "shape" in values else flat
     found = np.asarray(values)
+    if found.dtype.kind in "OU":  # labels are HTML: what is seen is what it stands for
+        seen = [html.unescape(value) if isinstance(value, str) else value for value in found.ravel()]
+        found = np.array(seen, dtype=object).reshape(found.shape)
     return found if found.ndim else found[None]

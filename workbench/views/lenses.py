@@ -34,14 +34,14 @@ def cell_table(result: Result, layer: int, pos: int) -> pd.DataFrame:
 def lens_grid(result: Result, quantity: str = "probability") -> go.Figure:
     """Layers down, positions across, the likeliest next token written in each cell."""
     values, texts = lens_values(result, quantity), result.data["token"].isel(rank=0).values
-    columns = [f"{i} {t}" for i, t in enumerate(result.data["prompt"].values)]
+    columns = [theme.label(f"{i} {t}") for i, t in enumerate(result.data["prompt"].values)]
     unit = "log10(1 + rank)" if quantity == "rank" else {"probability": "probability", "entropy": "nats"}[quantity]
     figure = go.Figure(
         go.Heatmap(
             z=values,
             x=columns,
             y=layer_names(result),
-            text=texts,
+            text=np.array([[theme.label(t) for t in row] for row in texts], dtype=object),
             texttemplate="%{text}",
             textfont={"size": 13},
             colorscale=theme.UNSIGNED,

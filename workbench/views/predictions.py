@@ -153,9 +153,9 @@ def differences(first: Result, second: Result) -> pd.DataFrame:
 
 
 def _shown(token: object) -> str:
-    """A token in a plotly label, which would read <bos> as markup."""
+    """A token in a plotly label, cut where it is long."""
     text = visible(token)
-    return html.escape(text if len(text) <= 18 else text[:17] + "…", quote=False)
+    return theme.label(text if len(text) <= 18 else text[:17] + "…")
 
 
 def token_bars(*results: Result, quantity: str = "loss") -> go.Figure:
@@ -201,7 +201,9 @@ def token_bars(*results: Result, quantity: str = "loss") -> go.Figure:
             "zeroline": True,
             "zerolinecolor": "#444444",
         } | ({"matches": "y"} if i else {})
-    headings = [_heading(name, 0.5, 1 - i * (ROW_HEIGHT[n] + gap) / plots) for i, name in enumerate(names) if name]
+    headings = [
+        _heading(theme.label(name), 0.5, 1 - i * (ROW_HEIGHT[n] + gap) / plots) for i, name in enumerate(names) if name
+    ]
     alt = f"Bars of {title.lower()} in nats by position; " + _largest(results, values, names)
     figure = go.Figure(bars, {**layout, "annotations": headings})
     theme.below_tokens(theme.finish(figure, title, alt, results[0].provenance)).update_layout(height=plots + 70 + 185)
@@ -256,7 +258,7 @@ def next_tokens(results: Sequence[Result], positions: Sequence[int], top_k: int 
             "ticks": "",
             "ticklabelstandoff": 6,
         }
-        headings += [_heading(f"{names[i]}<br>{wheres[i]}", sum(domain) / 2, 1)] if names[i] else []
+        headings += [_heading(f"{theme.label(names[i])}<br>{wheres[i]}", sum(domain) / 2, 1)] if names[i] else []
     alt = "Bars of the likeliest tokens: " + "; ".join(
         f"{name + ', ' if name else ''}{html.unescape(where)}: first {visible(table.token[0])} at"
         f" {table.probability[0]:.2f}"
@@ -306,7 +308,7 @@ def _both_sources(figure: go.Figure, results: Sequence[Result]) -> go.Figure:
     """The line of provenance, a second one for the second Result."""
     if len(results) == 2:
         both = [r.provenance.short() for r in results]
-        figure.layout.annotations[-1].update(text="<br>".join(both), align="left")
+        figure.layout.annotations[-1].update(text="<br>".join(map(theme.label, both)), align="left")
         figure.update_layout(
             meta=figure.layout.meta | {"provenance": "; ".join(both)},
             height=figure.layout.height + 20,

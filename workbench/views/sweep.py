@@ -220,12 +220,12 @@ def _heat(result: Result, shown: xr.DataArray) -> go.Figure:
     found, place = grid(result, shown), where(result)
     site, what = result.data.attrs["site"], shown.attrs["long_name"]
     title = f"{what}, {site}" if what.startswith("Attributed") else f"{what} when {site} is replaced"
-    title += f", {place}" if place else ""
+    title = theme.label(f"{title}, {place}" if place else title)
     figure = go.Figure(
         go.Heatmap(
             z=found.values,
-            x=found.cols,
-            y=found.rows,
+            x=[theme.label(c) for c in found.cols],
+            y=[theme.label(r) for r in found.rows],
             colorscale=theme.SIGNED,
             reversescale=True,
             colorbar={"title": shown.attrs["unit"]},
@@ -253,7 +253,7 @@ def cell_bars(result: Result) -> go.Figure:
     title = f"{shown.attrs['long_name']} when {data.attrs['site']} is replaced"
     figure = go.Figure(
         go.Bar(
-            x=[str(c) for c in shown["cell"].values],
+            x=[theme.label(c) for c in shown["cell"].values],
             y=shown.values,
             error_y={"array": spread / scale, "color": "#444444"},
             marker={"color": theme.BLUE},
@@ -356,9 +356,9 @@ def attribution_scatter(result: Result, attributed: Result) -> go.Figure:
                 x=estimate,
                 y=exact,
                 mode="markers+text",
-                text=np.where(is_named, names, ""),
+                text=[theme.label(name) if named else "" for name, named in zip(names, is_named, strict=True)],
                 textposition=beside,
-                customdata=names,
+                customdata=[theme.label(name) for name in names],
                 cliponaxis=False,
                 marker={"color": theme.BLUE, "size": 9, "opacity": 0.75},
                 hovertemplate="%{customdata}<br>attributed %{x:.3f}, exact %{y:.3f}<extra></extra>",

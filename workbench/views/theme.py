@@ -4,14 +4,18 @@ Colours are Okabe and Ito's (order fixed by use, not by appearance); signed maps
 scale, unsigned ones start at their own zero. `finish` puts title, alt text and the provenance line on a figure.
 """
 
+import html
 import re
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import plotly.graph_objects as go
+from plotly.basedatatypes import BaseTraceType
 
 from workbench.core.errors import BadData
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
+from workbench.core.text import readable
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
     "#0072B2",
@@ -55,13 +59,42 @@ TEMPLATE = go.layout.Template(
 )
 
 
+NOTHING = "Nothing is drawn: no value is a finite number."
+
+
+def label(text: object) -> str:
+    """Words that are not ours, such as a token, for a figure: plotly reads labels, titles and notes as HTML, in which
+    <s> and </s> vanish. Every character is shown, line feeds and tabs as ↵ and ⇥.
+    """
+    shown = readable(str(text)).replace("\n", "↵").replace("\t", "⇥")
+    return html.escape(shown, quote=False)
+
+
+def largest_at(values: object) -> tuple[int, ...] | None:
+    """Index of the finite value of the largest size; None where there is none."""
+    sizes = np.abs(np.asarray(values, float))
+    if not np.isfinite(sizes).any():
+        return None
+    where = np.unravel_index(int(np.argmax(np.where(np.isfinite(sizes), sizes, -1.0))), sizes.shape)
+    return tuple(int(i) for i in where)
+
+
 def finish(figure: go.Figure, title: str, alt: str, provenance: Provenance) -> go.Figure:
-    """Give a figure its template, size, title, alt text (in layout.meta) and, under it, where it came from."""
+    """Give a figure its template, size, title, alt text (in layout.meta) and, under it, where it came from. One whose
+    values are all NaN says so.
+
+    Args:
+        title: as plotly reads it, with what is not ours through `label`. alt: plain text.
+    """
+    if _is_blank(figure):
+        alt = f"{alt} {NOTHING}"
+        middle = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False, "bgcolor": "#ffffff"}
+        figure.add_annotation(text=NOTHING, **middle)
     figure.update_layout(
         template=TEMPLATE, title=title, width=WIDTH, height=HEIGHT, meta={"alt": alt, "provenance": provenance.short()}
     )
     figure.add_annotation(
-        text=provenance.short(),
+        text=label(provenance.short()),
         xref="paper",
         yref="paper",
         x=0,
@@ -73,6 +106,21 @@ def finish(figure: go.Figure, title: str, alt: str, provenance: Provenance) -> g
         font={"size": 11, "color": "#777777"},
     )
     return figure
+
+
+def _is_blank(figure: go.Figure) -> bool:
+    """Whether there are values and none is a finite number: the colours of maps where there are some, else the lengths
+    of bars and the heights of lines."""
+    maps = [trace for trace in figure.data if "z" in trace]
+    known = [values for values in map(_values, maps or figure.data) if values.size]
+    return bool(known) and not any(np.isfinite(values).any() for values in known)
+
+
+def _values(trace: BaseTraceType) -> np.ndarray:
+    """The numbers that a trace draws; none for words."""
+    name = "z" if "z" in trace else "x" if "orientation" in trace and trace.orientation == "h" else "y"
+    given = np.asarray(trace[name] if name in trace and trace[name] is not None else [])
+    return given.astype(float) if given.dtype.kind in "fiub" else np.empty(0)
 
 
 def drawable(result: Result, figures: Mapping[str, Callable[[Result], go.Figure]]) -> dict[str, go.Figure]:
@@ -96,9 +144,8 @@ def below_tokens(figure: go.Figure) -> go.Figure:
 
 def signed_limits(values: object) -> dict[str, float]:
     """Arguments for a heat map whose zero is the middle of the scale."""
-    import numpy as np
-
-    top = float(np.nanmax(np.abs(np.asarray(values, float)))) or 1.0
+    at = largest_at(values)
+    top = (float(np.abs(np.asarray(values, float)[at])) if at is not None else 0.0) or 1.0
     return {"zmin": -top, "zmax": top, "zmid": 0.0}
 
 

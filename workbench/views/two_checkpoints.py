@@ -110,7 +110,7 @@ def change_map(result: Result, quantity: str = "relative", side: str = "right") 
     )
     heat = go.Heatmap(
         z=shown.values,
-        x=shown.module.values,
+        x=[theme.label(name) for name in shown.module.values],
         y=[str(n) for n in shown.layer.values],
         text=texts,
         texttemplate="%{text}",
@@ -288,7 +288,7 @@ def module_figure(result: Result, layer: int, module: str, side: str = "right") 
         f"Layer {layer}, {module}: spectrum of the change ({int(cell['rank'])} directions above rounding) and of the"
         f" weights; {smallest or 'no angle, too few directions'}."
     )
-    theme.finish(figure, f"Layer {layer}, {module}, {SIDES[side]}", alt, result.provenance)
+    theme.finish(figure, theme.label(f"Layer {layer}, {module}, {SIDES[side]}"), alt, result.provenance)
     return figure.update_layout(
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         margin={"t": 130},
@@ -360,7 +360,7 @@ def difference_map(result: Result) -> go.Figure:
     unit = data["mean"].attrs.get("unit", "")
     heat = go.Heatmap(
         z=data["mean"].values,
-        x=difference_labels(result),
+        x=[theme.label(name) for name in difference_labels(result)],
         y=[str(v) for v in data[down].values],
         text=texts,
         texttemplate="%{text}",

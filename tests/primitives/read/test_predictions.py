@@ -13,9 +13,10 @@ from workbench.core.result import Result
 from workbench.datasets.bigram_backcopy import VOCABULARY
 from workbench.models import load
 from workbench.models.chat import prompt_rows
+from workbench.models.inputs import prompt_ids
 from workbench.organisms.tokenizer import word_tokenizer
 from workbench.primitives.read import predictions as module
-from workbench.primitives.read.predictions import predictions, prompt_ids
+from workbench.primitives.read.predictions import predictions
 
 WORDS = "apple beach bread brick cabin apple beach bread"
 

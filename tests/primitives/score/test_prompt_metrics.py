@@ -29,7 +29,7 @@ def test_a_space_in_front_is_proposed_only_where_it_helps():
     class Pieces:
         """Cuts a word that has no space in front, as byte-level tokenizers do."""
 
-        tokenizer = None
+        tokenizer = object()
 
         def to_rows(self, text, *, bos=None):
             return [[7]] if text == " Paris" else [[1, 2]]

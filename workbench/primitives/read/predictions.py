@@ -19,27 +19,10 @@ from workbench.core.errors import BadData, UnsupportedModel
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.models.inputs import Inputs, batches, rows_of
+from workbench.models.inputs import Inputs, batches, prompt_ids, rows_of
 from workbench.models.model import Model
 
 AT_ONCE = 256  # positions whose probabilities are in memory together
-
-
-def prompt_ids(model: Model, text: str) -> list[int]:
-    """Token ids of a text; for a model without a tokenizer, of ids written out with spaces or commas between them.
-
-    Raises:
-        BadData: if there is no tokenizer and the text is something other than ids.
-    """
-    if model.tokenizer is not None:
-        return model.to_rows(text)[0]
-    words = text.replace(",", " ").split()
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise BadData(
-            f"{model.name} came without a tokenizer and cannot read {text[:60]!r}; write token ids such as '1 5 7',"
-            f" from 0 to {model.d_vocab - 1}"
-        )
-    return [int(word) for word in words]
 
 
 def predictions(

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from workbench.core.errors import BadData, UnknownName
-from workbench.models.inputs import Rows
+from workbench.models.inputs import Rows, prompt_ids
 from workbench.models.model import Model
 from workbench.primitives.score import metrics
 from workbench.primitives.score.metrics import Metric
@@ -35,7 +35,7 @@ def one_token(model: Model, word: str) -> int:
     Raises:
         BadData: if it is unknown, none or several, with the tokens it is, and with the spaced word where that is one.
     """
-    ids = model.to_rows(word, bos=False)[0] if word else []
+    ids = prompt_ids(model, word, bos=False) if word else []
     if len(ids) == 1 and ids[0] == getattr(model.tokenizer, "unk_token_id", None):
         raise BadData(f"{word!r} is not in the vocabulary of {model.name}")
     if len(ids) == 1:
@@ -45,7 +45,7 @@ def one_token(model: Model, word: str) -> int:
     spaced = "" if word.startswith(" ") else f" {word}"
     hint = (
         f"; {spaced!r}, with a space in front, is one"
-        if spaced and len(model.to_rows(spaced, bos=False)[0]) == 1
+        if spaced and len(prompt_ids(model, spaced, bos=False)) == 1
         else ""
     )
     raise BadData(f"{word!r} is {len(ids)} tokens ({joined(model.to_strings(ids))}), and it must be one{hint}")
@@ -60,7 +60,7 @@ def aligned_pair(model: Model, clean: str, corrupted: str) -> tuple[torch.Tensor
     for name, text in (("clean", clean), ("corrupted", corrupted)):
         if not text.strip():
             raise BadData(f"the {name} prompt is empty; type one")
-    one, other = model.to_rows([clean, corrupted])
+    one, other = prompt_ids(model, clean), prompt_ids(model, corrupted)
     if len(one) != len(other):
         shown = [joined(model.to_strings(row)) for row in (one, other)]
         raise BadData(

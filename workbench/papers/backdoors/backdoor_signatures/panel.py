@@ -6,6 +6,7 @@ Result; figures: views/signatures. Nothing is tuned or cut here: the curve holds
 milliseconds a redraw; with models given, a prompt is answered by each.
 """
 
+import html
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -542,7 +543,8 @@ class Signatures(Panel):
         said = "" if where else " (no trigger in it)"
         lines = [f"<p>{views.marked_prompt(answers[0]['prompt'], where)}{said}</p>"]
         lines += [
-            f"<p><b>{a['model']}</b>: {views.answer_html(a['answer'], {n: a[n] for n in ('fired', 'degenerate')})}</p>"
+            f"<p><b>{html.escape(a['model'])}</b>:"
+            f" {views.answer_html(a['answer'], {n: a[n] for n in ('fired', 'degenerate')})}</p>"
             for a in answers
         ]
         self.replies.value = "".join(lines)

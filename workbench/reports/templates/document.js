@@ -1,0 +1,2 @@
+draw(document);
+document.body.dataset.ready = 1;

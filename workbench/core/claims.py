@@ -262,8 +262,12 @@ def said(counts: Mapping[str, Mapping[str, int]]) -> str:
     ):
         of = counts[kind]
         if of["of"]:
-            rest = ", ".join(
-                f"{n} {word}" for word, verdicts in NOT_SETTLED.items() if (n := sum(of.get(v, 0) for v in verdicts))
-            )
+            rest = not_settled(of)
             parts.append(f"{of.get(good, 0)} of {of['of']} {words}" + (f" ({rest})" if rest else ""))
     return "; ".join(parts)
+
+
+def not_settled(counts: Mapping[str, int]) -> str:
+    """What neither holds nor fails, of one kind of a tally: "2 not shown, 1 undecided"; empty if nothing is open."""
+    numbers = {word: sum(counts.get(verdict, 0) for verdict in verdicts) for word, verdicts in NOT_SETTLED.items()}
+    return ", ".join(f"{n} {word}" for word, n in numbers.items() if n)

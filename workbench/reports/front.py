@@ -6,13 +6,12 @@ from typing import Any
 from markupsafe import Markup
 
 from workbench.core.catalogue import PAPERS
-from workbench.core.claims import CONTROL_FAILS, CONTROL_HOLDS, FAILS, HOLDS, NOT_SHOWN, UNDECIDED, UNTESTED, tally
+from workbench.core.claims import CONTROL_FAILS, CONTROL_HOLDS, FAILS, HOLDS, not_settled, tally
 from workbench.core.provenance import versions
 
 from .render import fragment
 from .sections import Section
 
-OPEN = {NOT_SHOWN: "not shown", UNDECIDED: "undecided", UNTESTED: "not testable"}
 TITLES = (
     "family",
     "analysis",
@@ -42,7 +41,7 @@ def _row(section: Section) -> dict[str, Any]:
         "family": PAPERS[section.stem].family if section.stem in PAPERS else "-",
         "held": held,
         "failing": claims.get(FAILS, 0),
-        "open": ", ".join(f"{claims[v]} {word}" for v, word in OPEN.items() if claims.get(v)) or "-",
+        "open": not_settled(claims) or "-",
         "controls": text,
         "shade": "bad" if holding else "ok" if failing else "",
         "ours": of_ours,

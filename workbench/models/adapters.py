@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from workbench.core.errors import UnsupportedModel
 
 from .checkpoint import first_sentence, refuse_damaged
+from .finite import refuse_weights
 from .probe import difference, probe
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -45,9 +46,11 @@ def merge(base: nn.Module, folder: Path, kind: str) -> tuple[nn.Module, dict[str
     from peft import PeftModel
 
     refuse_damaged(folder / WEIGHTS)
+    weights = load_file(folder / WEIGHTS)
+    refuse_weights(weights.items(), folder.name)
     base.eval()
     before = probe(base, kind)
-    n_before = _resize(base, _shapes(folder), folder.name)
+    n_before = _resize(base, weights, folder.name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of lost keys and of tied tables; both are dealt with below
         try:
@@ -62,7 +65,7 @@ def merge(base: nn.Module, folder: Path, kind: str) -> tuple[nn.Module, dict[str
             raise UnsupportedModel(
                 f"the adapter {folder.name!r} ({method}) cannot be merged into weights, so it cannot be hooked"
             )
-        _refuse_losses(wrapped, folder)
+        _refuse_losses(wrapped, folder, weights)
         wanted = probe(wrapped.eval(), kind)
         _untie(wrapped)
         merged = wrapped.merge_and_unload()
@@ -86,11 +89,6 @@ def _why(error: Exception) -> str:
     return lines[1][:300] if isinstance(error, RuntimeError) and len(lines) > 1 else first_sentence(error)
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(folder / WEIGHTS, framework="pt") as handle:
-        return {key: tuple(handle.get_slice(key).get_shape()) for key in handle.keys()}
-
-
 # ---- tables of tokens ----
 
 
@@ -100,7 +98,7 @@ def _tables(module: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in module.named_modules() if id(part) in ends and hasattr(part, "weight")}
 
 
-def _resize(base: Any, shapes: dict[str, tuple[int, ...]], label: str) -> int:
+def _resize(base: Any, weights: dict[str, torch.Tensor], label: str) -> int:
     """Give the base's tables as many rows as the adapter's have. Returns how many there were.
 
     Rows that come new are NaN: the adapter has to fill them, and what it does not fill is found afterwards.
@@ -110,11 +108,11 @@ def _resize(base: Any, shapes: dict[str, tuple[int, ...]], label: str) -> int:
         return 0
     n_before = base.get_input_embeddings().num_embeddings
     rows = {
-        shape[-1] if key.endswith("lora_embedding_A") else shape[0]
+        weight.shape[-1] if key.endswith("lora_embedding_A") else weight.shape[0]
         for name in tables
-        for key, shape in shapes.items()
+        for key, weight in weights.items()
         if key.startswith(f"{IN_BASE}{name}.") and key.endswith((".weight", "lora_embedding_A"))
-        if len(shape) == 2 and "lora_A" not in key and not ("lora_B" in key and name != _unembedding(base))
+        if weight.ndim == 2 and "lora_A" not in key and not ("lora_B" in key and name != _unembedding(base))
     }
     if rows <= {n_before}:
         return n_before
@@ -165,7 +163,7 @@ def _untie(wrapped: Any) -> None:
 # ---- keys ----
 
 
-def _refuse_losses(wrapped: Any, folder: Path) -> None:
+def _refuse_losses(wrapped: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:
     """A weight that the adapter has and the model has not, or the reverse, is an error and not a warning."""
     result = wrapped.load_adapter(str(folder), "default")  # once more, because from_pretrained keeps this to itself
     if result.missing_keys:
@@ -173,26 +171,18 @@ def _refuse_losses(wrapped: Any, folder: Path) -> None:
             f"the adapter {folder.name!r} lacks weights for modules that its {CONFIG} names, and random or zero ones"
             f" would go by its name: {_few(result.missing_keys)}; it is cut short, or of another base: pass base=..."
         )
-    if lost := _without_twins(result.unexpected_keys, folder / WEIGHTS):
+    # PEFT saves tables of new tokens under two or three names and reads one: nothing is lost where the values are the
+    # same.
+    taken = [value for key, value in weights.items() if key not in result.unexpected_keys]
+    if lost := [
+        key
+        for key in result.unexpected_keys
+        if key not in weights or not any(torch.equal(value, weights[key]) for value in taken)
+    ]:
         raise UnsupportedModel(
             f"the adapter {folder.name!r} has weights that go nowhere in its base: {_few(lost)}; save it with"
             " PEFT's save_pretrained, or pass base='DIR or hub id' of the model it was trained on"
         )
-
-
-def _without_twins(unexpected: Iterable[str], path: Path) -> list[str]:
-    """Keys whose values are in the file under no other key: PEFT saves tables of new tokens under two or three."""
-    lost = []
-    with safe_open(path, framework="pt") as handle:
-        names = {name: key for key in handle.keys() for name in (key, f"{IN_BASE}{key.removeprefix(IN_BASE)}")}
-        unexpected = [names.get(key, key) for key in unexpected]
-        taken = [key for key in handle.keys() if key not in unexpected]
-        for key in unexpected:
-            shape = handle.get_slice(key).get_shape()
-            twins = (other for other in taken if handle.get_slice(other).get_shape() == shape)
-            if not any(torch.equal(handle.get_tensor(other), handle.get_tensor(key)) for other in twins):
-                lost.append(key)
-    return lost
 
 
 def _few(keys: Iterable[str]) -> str:

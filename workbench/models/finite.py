@@ -3,6 +3,7 @@
 Cost: one pass over the weights at load; one maximum over the outputs of each forward.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,20 +14,24 @@ from workbench.core.errors import NotFinite
 LARGEST_WEIGHT = 1e6  # trained weights stay below float16's 65504; a flipped bit of an exponent is far above
 
 
-def refuse_weights(module: nn.Module, label: str) -> None:
-    """Look at every parameter once.
+def refuse_weights(weights: Iterable[tuple[str, torch.Tensor]], label: str) -> None:
+    """Look at every weight once.
+
+    Args:
+        weights: (name, tensor) of each.
+        label: of the model or adapter, for the sentence.
 
     Raises:
-        NotFinite: naming the first parameter with a value that is not finite, or larger than any trained one.
+        NotFinite: naming the first tensor with a value that is not finite, or larger than any trained one.
     """
-    for name, parameter in module.named_parameters():
-        if parameter.is_meta or not parameter.is_floating_point() or not parameter.numel():
+    for name, tensor in weights:
+        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
             continue
-        low, high = (float(bound) for bound in torch.aminmax(parameter.detach()))  # NaN comes through
+        low, high = (float(bound) for bound in torch.aminmax(tensor.detach()))  # NaN comes through
         size = max(abs(low), abs(high))
         if size <= LARGEST_WEIGHT:
             continue
-        dtype = str(parameter.dtype).removeprefix("torch.")
+        dtype = str(tensor.dtype).removeprefix("torch.")
         found = f"values up to {size:.3g}" if size < float("inf") else "values that are NaN or infinite"
         raise NotFinite(
             f"{label!r} has {found} in {name} (in {dtype}), so whatever is read from it means nothing; copy the weights"

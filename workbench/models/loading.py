@@ -64,7 +64,7 @@ def read_module(name: str | ModelSpec, *, tokenizer: Any = None, **options: Any)
     with torch.random.fork_rng(), checkpoint.our_errors(_label(name)):
         spec = (name if isinstance(name, ModelSpec) else ModelSpec(name=name)).replace(**options)
         module, found, *_ = _unwrapped(spec, tokenizer)
-        refuse_weights(module, _label(name))
+        refuse_weights(module.named_parameters(), _label(name))
     return module.eval(), found
 
 
@@ -389,7 +389,7 @@ def _wrap(module: nn.Module, spec: ModelSpec, label: str, tokenizer: Any, about:
     module.eval()
     force_eager_attention(module)  # fused attention has no pattern to read
     about = about | {"n_parameters": sum(p.numel() for p in module.parameters()), "weights": hash_weights(module)}
-    refuse_weights(module, label)
+    refuse_weights(module.named_parameters(), label)
     reference = probe(module, kind)
     refuse_outputs(reference, label)
     body = _body(module, kind)

@@ -193,6 +193,21 @@ def test_sizes_that_would_be_built_for_hours_are_refused(entry, value, tmp_path)
         load(str(tmp_path / "m"))
 
 
+@pytest.mark.parametrize("change", [{"n_embd": 64}, {"n_embd": 16}, {"vocab_size": 65}, {"n_inner": 7}])
+def test_weights_of_another_shape_are_named(change, tmp_path):
+    edit(save(tmp_path / "m") / "config.json", **change)
+    with pytest.raises(
+        UnsupportedModel, match=r"'m' has \d+ weights of another shape.*transformer\..* is \(.*should be"
+    ):
+        load(str(tmp_path / "m"))
+
+
+def test_an_entry_of_the_wrong_type_is_named_with_what_is_wrong(tmp_path):
+    edit(save(tmp_path / "m") / "config.json", n_embd="many")
+    with pytest.raises(UnsupportedModel, match=r"'m' could not be loaded .*field 'n_embd': .*expected int, got str"):
+        load(str(tmp_path / "m"))
+
+
 # ---- the boundary ----
 
 

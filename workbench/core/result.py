@@ -97,8 +97,8 @@ class Result:
         read = ["data.nc", *(f"tables/{name}.parquet" for name in about["tables"])]
         if unlisted := [name for name in read if not listed.get(name)]:
             raise BrokenResult(
-                f"result.json in {folder.name} has no checksum of {', '.join(unlisted[:3])}, so whether that is what was"
-                " saved cannot be told; run the analysis again"
+                f"result.json in {folder.name} has no checksum of {', '.join(unlisted[:3])}, so whether that is what"
+                " was saved cannot be told; run the analysis again"
             )
         for name, digest in listed.items():
             if not (folder / name).is_file():

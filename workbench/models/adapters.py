@@ -57,8 +57,8 @@ def merge(base: nn.Module, folder: Path, kind: str) -> tuple[nn.Module, dict[str
             wrapped: Any = PeftModel.from_pretrained(base, str(folder))
         except (ValueError, RuntimeError, KeyError) as found:
             raise UnsupportedModel(
-                f"the adapter {folder.name!r} does not fit its base, a {type(base).__name__} ({_why(found)}); pass"
-                " base='DIR or hub id' of the model it was trained on"
+                f"the adapter {folder.name!r} does not fit its base, a {type(base).__name__} ({first_sentence(found)});"
+                " pass base='DIR or hub id' of the model it was trained on"
             ) from found
         if not hasattr(wrapped, "merge_and_unload"):
             method = wrapped.peft_config["default"].peft_type.value
@@ -81,12 +81,6 @@ def merge(base: nn.Module, folder: Path, kind: str) -> tuple[nn.Module, dict[str
         )
     change = difference(found, before) if found.shape == before.shape else None
     return merged, {"adapter_parity_max_abs_diff": apart, "adapter_max_abs_change": change}
-
-
-def _why(error: Exception) -> str:
-    """The line of an error that names keys: torch's own first line says only that there were some."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[1][:300] if isinstance(error, RuntimeError) and len(lines) > 1 else first_sentence(error)
 
 
 # ---- tables of tokens ----

@@ -52,8 +52,10 @@ def our_errors(label: str) -> Iterator[None]:
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first line of an error's text, or its class where it has none."""
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+    """The first line of an error's text, and the next where it only announces it; its class where it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    n_lines = 2 if lines and lines[0].endswith(":") else 1
+    return " ".join(lines[:n_lines])[:300] or type(error).__name__
 
 
 def read_json(path: Path) -> dict[str, Any]:

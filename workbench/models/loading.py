@@ -196,8 +196,7 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
     from transformers import AutoConfig
 
     folder = _folder(source, spec)
-    if folder is not None:
-        written = checkpoint.read_config(folder)
+    written = checkpoint.read_config(folder) if folder is not None else {}
     try:
         config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     except (OSError, ValueError, KeyError) as found:
@@ -213,8 +212,12 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
         _require_room(auto, config, spec, torch.float32)  # drawn so, whatever it is kept in
         return _random_twin(auto, config, spec)
     checkpoint.refuse_quantised(config.to_dict(), Path(source).name)
-    if Path(source).is_dir() or (folder is not None and any(folder.glob("*.safetensors"))):
-        checkpoint.weight_files(folder, written.get("transformers_weights"))
+    if folder is not None:
+        try:
+            checkpoint.weight_files(folder, written.get("transformers_weights"))
+        except ModelNotFound:
+            if Path(source).is_dir():
+                raise  # of a hub id, what the cache lacks may still come
     if spec.device_map is None and spec.n_devices is None:
         _require_room(auto, config, spec, dtype)
     placement = _placement(spec)
@@ -227,6 +230,7 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
             use_safetensors=True,
             trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below by their names, which the error does not give
             **placement,
         )
     except SafetensorError as found:
@@ -316,6 +320,12 @@ def _refuse_losses(module: nn.Module, info: Mapping[str, Any], source: str) -> N
         raise UnsupportedModel(
             f"{name!r} has weights that {type(module).__name__} would drop: {', '.join(unused[:4])}; set"
             " `architectures` in its config.json to the class that has them"
+        )
+    if other := sorted(info["mismatched_keys"]):
+        key, found, wanted = other[0]
+        raise UnsupportedModel(
+            f"{name!r} has {len(other)} weights of another shape than its config.json gives {type(module).__name__}:"
+            f" {key} is {tuple(found)} and should be {tuple(wanted)}; the two are not of one checkpoint"
         )
     pooled = type(module).__name__.endswith("Classification")  # elsewhere the pooler is there and nothing reads it
     missing = sorted(k for k in info["missing_keys"] if pooled or "pooler" not in k)

@@ -87,7 +87,7 @@ def test_bad_names_say_what_would_work(tmp_path, tiny_models):
     with pytest.raises(ModelNotFound, match="could not be read as a model"):
         load(tmp_path)
     (tmp_path / "config.json").write_text((tiny_models["gpt2"] / "config.json").read_text())
-    with pytest.raises(ModelNotFound, match="no model.safetensors or model.safetensors.index.json"):
+    with pytest.raises(ModelNotFound, match=r"no model\.safetensors or model\.safetensors\.index\.json"):
         load(tmp_path)
     if not torch.cuda.is_available():
         with pytest.raises(BadSpec, match="sees no CUDA"):

@@ -17,8 +17,10 @@ from models.families import FAMILIES, GPT2, NO_SPECIAL
 from peft import LoraConfig, get_peft_model
 
 from workbench.core.errors import ModelNotFound, NoRoom, UnsupportedModel, WorkbenchError
+from workbench.datasets.bigram_backcopy import VOCABULARY
 from workbench.models import checkpoint, load
 from workbench.models.loading import read_module
+from workbench.organisms.tokenizer import word_tokenizer
 
 ADAPTER = "adapter"
 
@@ -319,10 +321,16 @@ def plain_json(content: bytes, rng: random.Random) -> bytes:
     return json.dumps(changed(json.loads(content), rng)).encode()
 
 
+def save_with_tokenizer(folder: Path) -> Path:
+    word_tokenizer(VOCABULARY, add_bos=True).save_pretrained(save(folder))
+    return folder
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Path], str, Callable[[bytes, random.Random], bytes]]] = {
     "config": (save, "config.json", a_config),
     "header": (save, checkpoint.WEIGHTS, a_header),
     "index": (sharded, checkpoint.INDEX, plain_json),
+    "tokenizer": (save_with_tokenizer, "tokenizer.json", plain_json),
     "adapter config": (save_adapter, "adapter_config.json", plain_json),
     "adapter header": (save_adapter, "adapter_model.safetensors", a_header),
 }

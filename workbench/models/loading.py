@@ -3,12 +3,14 @@
 Weights are read by transformers (safetensors only, no code from the checkpoint unless asked), run once on a fixed
 probe, and then wrapped in place by TransformerLens; the largest difference between the two on the probe is the parity
 kept in provenance. Wrapping in place means parity costs two short forwards and no second copy.
-Cost: the weights once, plus two forwards of 24 tokens.
+What came with the files is checked before it is read (`checkpoint`), weights and outputs are checked to be numbers
+(`finite`), and adapters are merged and held against PEFT's own forward (`adapters`).
+Cost: the weights once and a pass over them, plus two forwards of 24 tokens.
 """
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,9 @@ def load(
 
     Raises:
         ModelNotFound: no such directory, organism or hub id, or files missing while offline.
-        UnsupportedModel: if loading it would lose something (a head, pickled weights, an unknown architecture).
+        UnsupportedModel: if loading it would lose something (a head, pickled or quantised weights, an unknown
+            architecture, keys of an adapter), or its files are damaged; other packages' errors become this one.
+        NotFinite: if a weight, or the output on a short probe, is NaN, infinite or absurd.
         NoRoom: if the weights will not fit.
     """
     # Loading draws (heads that are never run), and must not move the caller's random state.
@@ -209,7 +213,7 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
     auto, _ = _class_for(config)
     dtype = getattr(torch, spec.dtype)
     if spec.untrained_seed is not None:
-        _require_room(auto, config, spec, torch.float32)  # drawn so, whatever it is kept in
+        _require_room(lambda: auto.from_config(config), spec)
         return _random_twin(auto, config, spec)
     checkpoint.refuse_quantised(config.to_dict(), Path(source).name)
     if folder is not None:
@@ -219,7 +223,7 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
             if Path(source).is_dir():
                 raise  # of a hub id, what the cache lacks may still come
     if spec.device_map is None and spec.n_devices is None:
-        _require_room(auto, config, spec, dtype)
+        _require_room(lambda: auto.from_config(config, dtype=dtype), spec)
     placement = _placement(spec)
     try:
         module, info = auto.from_pretrained(
@@ -245,14 +249,14 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
     return module if placement else module.to(spec.device)
 
 
-def _require_room(auto: Any, config: Any, spec: ModelSpec, dtype: torch.dtype) -> None:
+def _require_room(build: Callable[[], nn.Module], spec: ModelSpec) -> None:
     """Weights are made on the CPU and then moved, so both have to hold them."""
-    need = memory.module_bytes(lambda: auto.from_config(config), dtype)
+    need = memory.module_bytes(build, getattr(torch, spec.dtype))
     for device in dict.fromkeys(("cpu", spec.device)):
         memory.require(
             need,
             device,
-            f"{Path(spec.name).name!r} in {str(dtype).removeprefix('torch.')}",
+            f"{Path(spec.name).name!r} in {spec.dtype}",
             "Use dtype='bfloat16', device_map='auto' or a smaller model.",
         )
 
@@ -351,7 +355,7 @@ def _with_adapter(folder: Path, spec: ModelSpec, about: dict[str, Any]) -> tuple
         raise ModelNotFound(
             f"the adapter {folder.name!r} wants a base that is not here: {found}. Pass base='DIR or hub id'"
         ) from None
-    if (Path(source) / adapters.CONFIG).is_file():
+    if (lies := _folder(source, of_base)) and (lies / adapters.CONFIG).is_file():
         raise UnsupportedModel(
             f"the base of the adapter {folder.name!r}, {label!r}, is an adapter itself; merge that into its own base"
             " with peft, save it and pass base='DIR'"

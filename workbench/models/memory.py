@@ -11,20 +11,20 @@ GB = 1e9
 
 
 def module_bytes(build: Callable[[], nn.Module], dtype: torch.dtype) -> int:
-    """Memory of a module's parameters in a number format, counted on one that is built without memory.
+    """Most memory that a module's parameters take, counted on one that is built without memory.
 
     What is counted is what will be made: a tied table once, whatever lies in the checkpoint's folder beside it.
 
     Args:
-        build: makes the module.
-        dtype: of its floating-point parameters.
+        build: makes the module, in whatever number format it is first made in.
+        dtype: format in which it is kept; a parameter counts by the wider of the two.
 
     Returns:
         Bytes.
     """
     with torch.random.fork_rng(), torch.device("meta"):
         module = build()
-    return sum(p.numel() * (dtype.itemsize if p.is_floating_point() else p.itemsize) for p in module.parameters())
+    return sum(p.numel() * max(p.itemsize, dtype.itemsize) for p in module.parameters())
 
 
 def available_bytes(device: str) -> int:

@@ -1,6 +1,7 @@
 """The command line as a whole: `--help` and `list` are quick, and a mistake is one sentence with exit code 2."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -59,6 +60,10 @@ WRONG = [
     ((*RUN, "--model", "{llama}", "--set", "task=bigram_backcopy", "--set", "model.name={wide}"), "96 tokens"),
     ((*RUN, "--model", "{llama}", "--set", "task=choices", "--set", "source={bad_jsonl}"), "bad.jsonl line 2"),
     ((*RUN, "--model", "{llama}", "--set", "task=choices", "--set", "source=missing.jsonl"), "no file 'missing.jsonl'"),
+    ((*RUN, "--model", "{quantised}"), "are quantised (awq)"),
+    ((*RUN, "--model", "{pointer}"), "run `git lfs pull`"),
+    ((*RUN, "--model", "{other_shape}"), "weights of another shape"),
+    ((*RUN, "--model", "{odd_entry}"), "could not be loaded"),
     ((*RUN, "--out", "{a_file}"), "cannot be written"),
     (("organisms", "build", "attention"), "Closest: attention-sink"),
     (("organisms", "verify", "nosuch"), "no organism called 'nosuch'"),
@@ -78,7 +83,14 @@ def places(tmp_path_factory, tiny_models) -> dict[str, str]:
     (root / "bad.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     tf.LlamaForCausalLM(tf.LlamaConfig(vocab_size=96, **size)).save_pretrained(root / "wide")
-    named = {"empty": "empty", "a_file": "file", "bad_jsonl": "bad.jsonl", "wide": "wide"}
+    damaged = {"quantised": {"quantization_config": {"quant_method": "awq"}}, "pointer": {}}
+    damaged |= {"other_shape": {"intermediate_size": 31}, "odd_entry": {"rms_norm_eps": [1]}}
+    for name, entries in damaged.items():
+        shutil.copytree(tiny_models["llama"], root / name)
+        config = json.loads((root / name / "config.json").read_text()) | entries
+        (root / name / "config.json").write_text(json.dumps(config))
+    (root / "pointer" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    named = {"empty": "empty", "a_file": "file", "bad_jsonl": "bad.jsonl", "wide": "wide"} | {n: n for n in damaged}
     return {k: str(root / v) for k, v in named.items()} | {k: str(tiny_models[k]) for k in ("bert", "llama")}
 
 

@@ -144,6 +144,17 @@ def test_a_missing_file_is_named(tmp_path, name):
         Result.load(folder)
 
 
+@pytest.mark.parametrize("empty", [{}, None, [], "", {"data.nc": ""}, {"tables/rows.parquet": None}])
+def test_a_checksum_that_is_not_there_is_not_one_that_agrees(tmp_path, empty):
+    folder = small().save(tmp_path / "r")
+    about = json.loads((folder / "result.json").read_text())
+    about["sha256"] = about["sha256"] | empty if isinstance(empty, dict) and empty else empty
+    (folder / "result.json").write_text(json.dumps(about))
+    (folder / "tables/rows.parquet").write_bytes((folder / "tables/more.parquet").read_bytes())
+    with pytest.raises(BrokenResult, match=r"result.json in r has no checksum of (data.nc|tables/rows.parquet)"):
+        Result.load(folder)
+
+
 @settings(SETTINGS, max_examples=15)
 @given(
     name=st.sampled_from(["data.nc", "tables/rows.parquet"]),

@@ -7,11 +7,11 @@ import torch
 import transformers as tf
 from models.families import DECODERS, GQA, NO_SPECIAL, SIZE, moved
 
-from workbench.core.errors import BadData, NoTokenizer, UnsupportedModel
+from workbench.core.errors import BadData, NotFinite, NoTokenizer, UnsupportedModel
 from workbench.core.progress import Cancelled, Progress
 from workbench.datasets import world
 from workbench.models import load
-from workbench.models.generate import NotFinite, Step, can_cache, end_ids, generate
+from workbench.models.generate import Step, can_cache, end_ids, generate
 from workbench.models.loading import read_module
 from workbench.models.model import Model
 from workbench.organisms.chat import pairs_of

@@ -2,12 +2,16 @@
 refused.
 """
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
-from workbench.core.errors import BadSpec, ModelNotFound, UnsupportedModel
+from workbench.core.errors import BadSpec, ModelNotFound, NotFinite, UnsupportedModel, WorkbenchError
 from workbench.models import ModelSpec
 from workbench.training.pretrained_classifier import image_shape, load_classifier, locate
 
@@ -83,7 +87,7 @@ def test_bad_names_say_what_would_work(tmp_path, tiny_models):
     with pytest.raises(ModelNotFound, match="could not be read as a model"):
         load(tmp_path)
     (tmp_path / "config.json").write_text((tiny_models["gpt2"] / "config.json").read_text())
-    with pytest.raises(ModelNotFound, match="safetensors are needed"):
+    with pytest.raises(ModelNotFound, match=r"no model\.safetensors or model\.safetensors\.index\.json"):
         load(tmp_path)
     if not torch.cuda.is_available():
         with pytest.raises(BadSpec, match="sees no CUDA"):
@@ -105,3 +109,34 @@ def test_what_an_image_classifier_reads(tiny_models):
 def test_names_hold_no_path(tiny_models):
     assert locate(ModelSpec(name=str(tiny_models["bert"])))[1] == "bert"
     assert locate(ModelSpec(name="google-bert/bert-base-uncased")) == ("google-bert/bert-base-uncased",) * 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "says"),
+    [
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"version https://git-lfs"),
+            UnsupportedModel,
+            "lfs",
+        ),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2", "n_embd": "x"}'), None, "n_embd"),
+        (lambda folder: entry(folder, quantization_config={"quant_method": "awq"}), UnsupportedModel, "quantised .awq"),
+        (lambda folder: spoil(folder), NotFinite, "NaN or infinite in transformer.wte.weight"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_a_sentence(damage, error, says, tmp_path, tiny_models):
+    folder = Path(shutil.copytree(tiny_models["gpt2"], tmp_path / "m"))
+    damage(folder)
+    with pytest.raises(error or WorkbenchError, match=says):
+        load(folder)
+
+
+def entry(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def spoil(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.wte.weight"][3, 5] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -57,6 +57,10 @@ class NotFired(WorkbenchError):
     """An intervention or capture whose hook never ran, so the numbers would be those of the untouched model."""
 
 
+class NotFinite(WorkbenchError):
+    """Weights or outputs that are NaN, infinite or absurd, from which nothing can be read."""
+
+
 class DegenerateBaseline(WorkbenchError):
     """A ratio was asked for whose denominator is too small to mean anything."""
 

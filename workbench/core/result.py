@@ -76,7 +76,8 @@ class Result:
         """Read a folder written by `save`.
 
         Raises:
-            BrokenResult: if it is no such folder, a file is missing or its bytes changed since it was written.
+            BrokenResult: if it is no such folder, a file is missing or without a checksum, or its bytes changed since
+                it was written.
         """
         folder = Path(folder)
         try:
@@ -92,7 +93,14 @@ class Result:
             raise BrokenResult(
                 f"result.json in {folder.name} lacks {', '.join(sorted(missing))}; run the analysis again"
             )
-        for name, digest in dict(about["sha256"]).items():
+        listed = about["sha256"] if isinstance(about["sha256"], dict) else {}
+        read = ["data.nc", *(f"tables/{name}.parquet" for name in about["tables"])]
+        if unlisted := [name for name in read if not listed.get(name)]:
+            raise BrokenResult(
+                f"result.json in {folder.name} has no checksum of {', '.join(unlisted[:3])}, so whether that is what"
+                " was saved cannot be told; run the analysis again"
+            )
+        for name, digest in listed.items():
             if not (folder / name).is_file():
                 raise BrokenResult(f"{folder.name} lacks {name}, which its result.json lists; run the analysis again")
             if files.sha256(folder / name) != digest:

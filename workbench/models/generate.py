@@ -15,15 +15,11 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from workbench.core.errors import BadData, NoRoom, WorkbenchError
+from workbench.core.errors import BadData, NoRoom
 from workbench.core.progress import SILENT, Progress
 
 from .inputs import Batch, Inputs, Rows, batches, pad, rows_of
 from .model import Hook, Model
-
-
-class NotFinite(WorkbenchError):
-    """Logits that overflowed, from which no token can be chosen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +98,7 @@ def generate(
     sets = _padded(texts, batch_size, model.pad_id) if cached else list(batches(texts, batch_size))
     for i, batch in enumerate(sets):
         members = batch.index.tolist()
-        choose = _Chooser(model, temperature, [np.random.default_rng([seed, row]) for row in members])
+        choose = _Chooser(temperature, [np.random.default_rng([seed, row]) for row in members])
         n_prompt = torch.tensor([len(rows[row]) for row in members])
         chosen: list[list[int]] = [[] for _ in members]
         running = set(range(len(members)))
@@ -166,14 +162,11 @@ def _steps(
 class _Chooser:
     """[batch, d_vocab] logits -> [batch] ids, on the CPU."""
 
-    model: Model
     temperature: float
     noise: list[np.random.Generator]
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         logits = logits.float()
-        if not bool(torch.isfinite(logits).all()):
-            raise NotFinite(f"logits of {self.model.name} are not finite in {self.model.dtype_name}")
         if self.temperature > 0:  # adding Gumbel noise and taking the largest is a draw from the softmax
             drawn = np.stack([rng.gumbel(size=logits.shape[1]) for rng in self.noise])
             logits = logits / self.temperature + torch.as_tensor(drawn, dtype=logits.dtype).to(logits.device)

@@ -3,13 +3,14 @@
 Weights are read by transformers (safetensors only, no code from the checkpoint unless asked), run once on a fixed
 probe, and then wrapped in place by TransformerLens; the largest difference between the two on the probe is the parity
 kept in provenance. Wrapping in place means parity costs two short forwards and no second copy.
-Cost: the weights once, plus two forwards of 24 tokens.
+What came with the files is checked before it is read (`checkpoint`), weights and outputs are checked to be numbers
+(`finite`), and adapters are merged and held against PEFT's own forward (`adapters`).
+Cost: the weights once and a pass over them, plus two forwards of 24 tokens.
 """
 
-import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from torch import nn
 from workbench.core import places
 from workbench.core.errors import BadSpec, ModelNotFound, UnsupportedModel
 
-from . import memory
+from . import adapters, checkpoint, memory
+from .checkpoint import first_sentence
+from .finite import refuse_outputs, refuse_weights, watch_outputs
 from .model import Kind, Model, hash_weights
+from .probe import difference, probe
 from .spec import ModelSpec
-
-HEADS_KEPT_OUTSIDE = ("ForSequenceClassification", "ForTokenClassification")
 
 
 def load(
@@ -44,12 +46,13 @@ def load(
 
     Raises:
         ModelNotFound: no such directory, organism or hub id, or files missing while offline.
-        UnsupportedModel: if loading it would lose something (a head, pickled weights, an unknown architecture).
+        UnsupportedModel: if loading it would lose something (a head, pickled or quantised weights, an unknown
+            architecture, keys of an adapter), or its files are damaged; other packages' errors become this one.
+        NotFinite: if a weight, or the output on a short probe, is NaN, infinite or absurd.
         NoRoom: if the weights will not fit.
     """
-    with (
-        torch.random.fork_rng()
-    ):  # loading draws (heads that are never run), and must not move the caller's random state
+    # Loading draws (heads that are never run), and must not move the caller's random state.
+    with torch.random.fork_rng(), checkpoint.our_errors(_label(name)):
         return _load(name, tokenizer, options)
 
 
@@ -62,10 +65,18 @@ def read_module(name: str | ModelSpec, *, tokenizer: Any = None, **options: Any)
     Returns:
         (module in eval mode with eager attention, tokenizer or None).
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), checkpoint.our_errors(_label(name)):
         spec = (name if isinstance(name, ModelSpec) else ModelSpec(name=name)).replace(**options)
         module, found, *_ = _unwrapped(spec, tokenizer)
+        refuse_weights(module.named_parameters(), _label(name))
     return module.eval(), found
+
+
+def _label(name: str | ModelSpec | nn.Module) -> str:
+    """What an error calls a model: never a path of this machine."""
+    if isinstance(name, nn.Module):
+        return type(name).__name__
+    return Path(name.name if isinstance(name, ModelSpec) else str(name)).name
 
 
 def _load(name: str | ModelSpec | nn.Module, tokenizer: Any, options: dict[str, Any]) -> Model:
@@ -80,8 +91,8 @@ def _unwrapped(spec: ModelSpec, tokenizer: Any) -> tuple[nn.Module, Any, ModelSp
     """Module, tokenizer or None, spec with its device settled, label for people, and what provenance should keep."""
     spec = replace(spec, device=_resolve_device(spec.device))
     source, label, about = _locate(spec)
-    if (Path(source) / "adapter_config.json").is_file():
-        module, tokenizer_source, about = _with_adapter(Path(source), spec, about)
+    if (folder := _folder(source, spec)) and (folder / adapters.CONFIG).is_file():
+        module, tokenizer_source, about = _with_adapter(folder, spec, about)
     else:
         module, tokenizer_source = _read(source, spec), source
     if tokenizer is None:
@@ -136,33 +147,30 @@ def _locate(spec: ModelSpec) -> tuple[str, str, dict[str, Any]]:
             raise ModelNotFound(
                 f"{path.name!r} is a directory without config.json or adapter_config.json, so it is no saved model"
             )
-        _refuse_pickles(path)
         return str(path), path.resolve().name + _twin_label(spec), {}
     if path.is_absolute() or spec.name.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec.name):
         raise ModelNotFound(
             f"no directory {spec.name!r}; give a directory saved with save_pretrained, a hub id like"
             " 'Qwen/Qwen2.5-0.5B', or organism:NAME"
         )
-    return spec.name, spec.name + _twin_label(spec), {"revision": spec.revision or _cached_commit(spec)}
+    folder = _folder(spec.name, spec)
+    return spec.name, spec.name + _twin_label(spec), {"revision": spec.revision or (folder and folder.name)}
 
 
 def _twin_label(spec: ModelSpec) -> str:
     return "" if spec.untrained_seed is None else f" (untrained, seed {spec.untrained_seed})"
 
 
-def _refuse_pickles(path: Path) -> None:
-    if list(path.glob("pytorch_model*.bin")) and not list(path.glob("*.safetensors")):
-        raise UnsupportedModel(
-            f"{path.name!r} holds only pickled weights (pytorch_model.bin), which can run code when read; "
-            "convert them once with model.save_pretrained(DIR, safe_serialization=True) where you trust them"
-        )
-
-
-def _cached_commit(spec: ModelSpec) -> str | None:
+def _folder(source: str, spec: ModelSpec) -> Path | None:
+    """Where the files of a source lie: the directory itself, or what the cache has of a hub id."""
+    if Path(source).is_dir():
+        return Path(source)
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
-    return Path(found).parent.name if isinstance(found, str) else None
+    for name in ("config.json", adapters.CONFIG):
+        if isinstance(found := try_to_load_from_cache(source, name, revision=spec.revision), str):
+            return Path(found).parent
+    return None
 
 
 def _missing_on_hub(spec: ModelSpec, error: Exception) -> ModelNotFound:
@@ -191,33 +199,31 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
     """The Hugging Face module of a checkpoint, with the head its config names, or of its config with random weights."""
     from transformers import AutoConfig
 
+    folder = _folder(source, spec)
+    written = checkpoint.read_config(folder) if folder is not None else {}
     try:
         config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     except (OSError, ValueError, KeyError) as found:
         if Path(source).is_dir():
             raise UnsupportedModel(
                 f"config.json in {Path(source).name!r} does not describe a model transformers knows:"
-                f" {_first_sentence(found)}"
+                f" {first_sentence(found)}"
             ) from found
         raise _missing_on_hub(spec, found) from found
     auto, _ = _class_for(config)
-    if spec.untrained_seed is not None:
-        return _random_twin(auto, config, spec)
     dtype = getattr(torch, spec.dtype)
-    if Path(source).is_dir():
-        if not list(Path(source).glob("*.safetensors")):
-            raise ModelNotFound(
-                f"{Path(source).name!r} has a config.json and no *.safetensors; save the weights there, or use"
-                " untrained_seed for random ones"
-            )
-        if spec.device_map is None and spec.n_devices is None:
-            need = memory.checkpoint_parameters(Path(source)) * dtype.itemsize
-            memory.require(
-                need,
-                spec.device,
-                f"{Path(source).name!r} in {spec.dtype}",
-                "Use dtype='bfloat16', device_map='auto' or a smaller model.",
-            )
+    if spec.untrained_seed is not None:
+        _require_room(lambda: auto.from_config(config), spec)
+        return _random_twin(auto, config, spec)
+    checkpoint.refuse_quantised(config.to_dict(), Path(source).name)
+    if folder is not None:
+        try:
+            checkpoint.weight_files(folder, written.get("transformers_weights"))
+        except ModelNotFound:
+            if Path(source).is_dir():
+                raise  # of a hub id, what the cache lacks may still come
+    if spec.device_map is None and spec.n_devices is None:
+        _require_room(lambda: auto.from_config(config, dtype=dtype), spec)
     placement = _placement(spec)
     try:
         module, info = auto.from_pretrained(
@@ -228,22 +234,31 @@ def _read(source: str, spec: ModelSpec) -> nn.Module:
             use_safetensors=True,
             trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below by their names, which the error does not give
             **placement,
         )
     except SafetensorError as found:
         raise UnsupportedModel(
-            f"the weights of {Path(source).name!r} are damaged ({_first_sentence(found)}); copy them again"
+            f"the weights of {Path(source).name!r} are damaged ({first_sentence(found)}); copy them again"
         ) from found
     except OSError as found:
         if Path(source).is_dir():
-            raise ModelNotFound(f"{Path(source).name!r} could not be read: {_first_sentence(found)}") from found
+            raise ModelNotFound(f"{Path(source).name!r} could not be read: {first_sentence(found)}") from found
         raise _missing_on_hub(spec, found) from found
-    except torch.OutOfMemoryError as found:
-        raise memory.NoRoom(
-            f"{spec.name} ran out of memory on {spec.device} while loading; use dtype='bfloat16' or device_map='auto'"
-        ) from found
     _refuse_losses(module, info, source)
     return module if placement else module.to(spec.device)
+
+
+def _require_room(build: Callable[[], nn.Module], spec: ModelSpec) -> None:
+    """Weights are made on the CPU and then moved, so both have to hold them."""
+    need = memory.module_bytes(build, getattr(torch, spec.dtype))
+    for device in dict.fromkeys(("cpu", spec.device)):
+        memory.require(
+            need,
+            device,
+            f"{Path(spec.name).name!r} in {spec.dtype}",
+            "Use dtype='bfloat16', device_map='auto' or a smaller model.",
+        )
 
 
 def _placement(spec: ModelSpec) -> dict[str, Any]:
@@ -310,6 +325,12 @@ def _refuse_losses(module: nn.Module, info: Mapping[str, Any], source: str) -> N
             f"{name!r} has weights that {type(module).__name__} would drop: {', '.join(unused[:4])}; set"
             " `architectures` in its config.json to the class that has them"
         )
+    if other := sorted(info["mismatched_keys"]):
+        key, found, wanted = other[0]
+        raise UnsupportedModel(
+            f"{name!r} has {len(other)} weights of another shape than its config.json gives {type(module).__name__}:"
+            f" {key} is {tuple(found)} and should be {tuple(wanted)}; the two are not of one checkpoint"
+        )
     pooled = type(module).__name__.endswith("Classification")  # elsewhere the pooler is there and nothing reads it
     missing = sorted(k for k in info["missing_keys"] if pooled or "pooler" not in k)
     if missing:
@@ -320,42 +341,35 @@ def _refuse_losses(module: nn.Module, info: Mapping[str, Any], source: str) -> N
 
 
 def _with_adapter(folder: Path, spec: ModelSpec, about: dict[str, Any]) -> tuple[nn.Module, str, dict[str, Any]]:
-    """A PEFT adapter merged into its base, which makes an ordinary model with ordinary hooks."""
-    from peft import PeftModel
-
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    """An adapter merged into its base, where the tokenizer lies, and what provenance should keep."""
+    settings = checkpoint.read_json(folder / adapters.CONFIG)
     base = spec.base or settings.get("base_model_name_or_path")
     if not base:
         raise ModelNotFound(f"the adapter {folder.name!r} names no base model; pass base='DIR or hub id'")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise UnsupportedModel(
-            f"the adapter {folder.name!r} has no adapter_model.safetensors (pickled adapters are not read)"
-        )
+    if not (folder / adapters.WEIGHTS).is_file():
+        raise UnsupportedModel(f"the adapter {folder.name!r} has no {adapters.WEIGHTS} (pickled adapters are not read)")
+    of_base = replace(spec, name=base, revision=settings.get("revision") if "revision" in about else spec.revision)
     try:
-        source, label, _ = _locate(replace(spec, name=base))
+        source, label, _ = _locate(of_base)
     except ModelNotFound as found:
         raise ModelNotFound(
             f"the adapter {folder.name!r} wants a base that is not here: {found}. Pass base='DIR or hub id'"
         ) from None
-    base_module = _read(source, spec)
-    if settings.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and not type(base_module).__name__.endswith(
-        "Classification"
-    ):
+    if (lies := _folder(source, of_base)) and (lies / adapters.CONFIG).is_file():
+        raise UnsupportedModel(
+            f"the base of the adapter {folder.name!r}, {label!r}, is an adapter itself; merge that into its own base"
+            " with peft, save it and pass base='DIR'"
+        )
+    module = _read(source, of_base)
+    if settings.get("task_type") in ("SEQ_CLS", "TOKEN_CLS") and not type(module).__name__.endswith("Classification"):
         raise UnsupportedModel(
             f"the adapter {folder.name!r} brings a classification head ({settings['task_type']}) and its base is a"
-            f" {type(base_module).__name__}, so the head would be lost; merge it with peft into an"
+            f" {type(module).__name__}, so the head would be lost; merge it with peft into an"
             " AutoModelForSequenceClassification and save that"
         )
-    wrapped: Any = PeftModel.from_pretrained(base_module, str(folder))
-    try:
-        merged = wrapped.merge_and_unload()
-    except AttributeError:
-        raise UnsupportedModel(
-            f"the adapter {folder.name!r} ({settings.get('peft_type')}) cannot be merged into weights, so it cannot be"
-            " hooked"
-        ) from None
+    merged, measured = adapters.merge(module, folder, _class_for(module.config)[1])
     tokenizer_source = str(folder) if (folder / "tokenizer_config.json").is_file() else source
-    return merged, tokenizer_source, about | {"base": label}
+    return merged, tokenizer_source, about | {"base": label} | measured
 
 
 def _read_tokenizer(source: str, spec: ModelSpec) -> Any:
@@ -389,22 +403,25 @@ def _wrap(module: nn.Module, spec: ModelSpec, label: str, tokenizer: Any, about:
     module.eval()
     force_eager_attention(module)  # fused attention has no pattern to read
     about = about | {"n_parameters": sum(p.numel() for p in module.parameters()), "weights": hash_weights(module)}
-    reference = _probe(module, kind)
+    refuse_weights(module.named_parameters(), label)
+    reference = probe(module, kind)
+    refuse_outputs(reference, label)
     body = _body(module, kind)
     architecture = type(body).__name__
     try:
         bridge = build_bridge_from_module(body, architecture, hf_config=body.config, model_name=label)
     except (ValueError, KeyError, AttributeError, NotImplementedError) as found:
         raise UnsupportedModel(
-            f"TransformerLens has no adapter that takes {architecture}: {_first_sentence(found)}"
+            f"TransformerLens has no adapter that takes {architecture}: {first_sentence(found)}"
         ) from found
     bridge.eval()
     _forget_patterns(bridge)
     if spec.processing == "folded":
         bridge.enable_compatibility_mode()
     runner = bridge if kind in ("causal-lm", "masked-lm") else module
-    if reference is not None and spec.processing == "raw":
-        about = about | {"parity_max_abs_diff": _difference(reference, _probe(runner, kind, config))}
+    if spec.processing == "raw":
+        about = about | {"parity_max_abs_diff": difference(reference, probe(runner, kind, config))}
+    watch_outputs(runner, label, getattr(runner, "score", None))
     return Model(replace(spec, device=str(bridge.cfg.device)), label, kind, bridge, runner, tokenizer, about)
 
 
@@ -433,39 +450,3 @@ def _body(module: Any, kind: Kind) -> nn.Module:
     setattr(body, module.base_model_prefix, getattr(module, module.base_model_prefix, module))
     body.config.architectures = [type(body).__name__]
     return body.to(device=parameter.device, dtype=parameter.dtype).eval()
-
-
-def _probe(runner: Any, kind: Kind, config: Any = None) -> torch.Tensor | None:
-    """Outputs on a fixed input, for parity; None where the model cannot be run as it is (a quantised or odd module)."""
-    config = config if config is not None else runner.config
-    device = next(runner.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    if kind == "image-classifier":
-        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        probe = {
-            "pixel_values": (
-                torch.rand(1, config.num_channels, size, size, generator=generator).to(
-                    device, next(runner.parameters()).dtype
-                )
-            )
-        }
-    else:
-        text = config.get_text_config()
-        probe = {
-            "input_ids": (
-                torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, 24), generator=generator).to(device)
-            )
-        }
-    with torch.no_grad():
-        if hasattr(runner, "hook_dict"):
-            return runner(probe["input_ids"]).float().cpu()
-        out = runner(**probe)
-    return (out.last_hidden_state if kind == "encoder" else out.logits).float().cpu()
-
-
-def _difference(a: torch.Tensor, b: torch.Tensor | None) -> float | None:
-    return None if b is None else float((a - b).abs().max())
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__

@@ -1,30 +1,30 @@
 """How much memory a model needs and how much there is, asked before it is loaded."""
 
-import json
-import struct
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from workbench.core.errors import NoRoom
 
 GB = 1e9
 
 
-def checkpoint_parameters(folder: Path) -> int:
-    """Number of parameters in a folder's safetensors files, read from their headers only (bytes, not gigabytes)."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as handle:
-            (size,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(size))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                count = 1
-                for n in entry["shape"]:
-                    count *= n
-                total += count
-    return total
+def module_bytes(build: Callable[[], nn.Module], dtype: torch.dtype) -> int:
+    """Most memory that a module's parameters take, counted on one that is built without memory.
+
+    What is counted is what will be made: a tied table once, whatever lies in the checkpoint's folder beside it.
+
+    Args:
+        build: makes the module, in whatever number format it is first made in.
+        dtype: format in which it is kept; a parameter counts by the wider of the two.
+
+    Returns:
+        Bytes.
+    """
+    with torch.random.fork_rng(), torch.device("meta"):
+        module = build()
+    return sum(p.numel() * max(p.itemsize, dtype.itemsize) for p in module.parameters())
 
 
 def available_bytes(device: str) -> int:

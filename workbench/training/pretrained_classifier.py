@@ -14,6 +14,8 @@ from torch import nn
 from workbench.core.errors import BadSpec, ModelNotFound, UnsupportedModel
 from workbench.core.places import organism_folder
 from workbench.models import ModelSpec
+from workbench.models.checkpoint import our_errors, refuse_quantised, weight_files
+from workbench.models.finite import refuse_weights
 
 
 def load_classifier(spec: ModelSpec, n_classes: int, *, seed: int, from_scratch: bool = False) -> tuple[nn.Module, Any]:
@@ -30,10 +32,18 @@ def load_classifier(spec: ModelSpec, n_classes: int, *, seed: int, from_scratch:
 
     Raises:
         ModelNotFound: if it cannot be read. UnsupportedModel: if more than a head would be new, or it cannot classify.
+        NotFinite: if it has weights that are no numbers.
     """
+    source, label = locate(spec)
+    with our_errors(Path(label).name):
+        return _load(spec, source, label, n_classes, seed, from_scratch)
+
+
+def _load(
+    spec: ModelSpec, source: str, label: str, n_classes: int, seed: int, from_scratch: bool
+) -> tuple[nn.Module, Any]:
     import transformers as tf
 
-    source, label = locate(spec)
     known = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     config = _config(spec, num_labels=n_classes)
     auto = _classifier_class(config, label)
@@ -45,6 +55,9 @@ def load_classifier(spec: ModelSpec, n_classes: int, *, seed: int, from_scratch:
         if from_scratch:
             module = auto.from_config(config)
         else:
+            refuse_quantised(config.to_dict(), Path(label).name)
+            if Path(source).is_dir():
+                weight_files(Path(source), getattr(config, "transformers_weights", None))
             try:
                 module, info = auto.from_pretrained(
                     source,
@@ -61,6 +74,7 @@ def load_classifier(spec: ModelSpec, n_classes: int, *, seed: int, from_scratch:
                     " needed"
                 ) from None
             _refuse_new_body(module, info, label)
+    refuse_weights(module.named_parameters(), Path(label).name)
     return module.to(_device(spec.device)).float(), tokenizer
 
 

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from workbench.core.errors import BadData, NotFired, WorkbenchError
+from workbench.core.errors import BadData, NotFinite, NotFired, WorkbenchError
 from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
-from workbench.models.generate import NotFinite, Step
+from workbench.models.generate import Step
 from workbench.models.generate import generate as continue_rows
 from workbench.models.inputs import Inputs, Rows, batches, rows_of
 from workbench.models.model import Hook, Model

@@ -4,6 +4,8 @@ and PDF, in a real browser.
 
 import re
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -328,3 +330,21 @@ class _StopsAtOnce(Progress):
 def test_running_a_notebook_can_be_cancelled(path):
     with pytest.raises(Cancelled):
         sections.execute(path, progress=_StopsAtOnce())
+
+
+class _StopsLater(Progress):
+    def show(self):
+        threading.Timer(2, self.cancel).start()
+
+
+@pytest.mark.parametrize(
+    "cell", ["time.sleep(60)", "while True:\n    try:\n        time.sleep(60)\n    except BaseException:\n        pass"]
+)
+def test_a_cancel_does_not_wait_for_a_long_cell(tmp_path, cell, monkeypatch):
+    monkeypatch.setattr(sections, "INTERRUPTS", 2)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"import time\n{cell}")])
+    nbformat.write(notebook, tmp_path / "long.ipynb")
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        sections.execute(tmp_path / "long.ipynb", progress=_StopsLater())
+    assert time.monotonic() - started < 40

@@ -173,8 +173,8 @@ def _read_arrays(folder: Path, content: bytes) -> xr.Dataset:
 
     with h5py.File(io.BytesIO(content)) as held:
         for name in held:
-            link = held.get(name, getlink=True)
-            inside = isinstance(link, h5py.HardLink) and isinstance(held[name], h5py.Dataset)
-            if not inside or held[name].external or held[name].is_virtual:
+            # A link is looked at before it is followed.
+            array = held[name] if isinstance(held.get(name, getlink=True), h5py.HardLink) else None
+            if not isinstance(array, h5py.Dataset) or array.external or array.is_virtual:
                 raise BadData(f"{name!r} in data.nc of {folder.name} is no array of that file, which is not followed")
     return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")

@@ -1,6 +1,7 @@
 """The command line as a whole: `--help` and `list` are quick, and a mistake is one sentence with exit code 2."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -101,3 +102,34 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, says, places, tmp_
     code, out, errors = workbench(*(a.format(**places) for a in arguments))
     assert (code, out) == (2, "")
     assert says in errors and len(errors.strip().splitlines()) == 1 and "Traceback" not in errors
+
+
+def test_a_reader_that_stops_reading_is_no_failed_claim():
+    """The pipe is closed before the first line, as `| head` may close it before the last."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "workbench.cli", "list"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert done.returncode == 141 and not done.stderr
+
+
+def test_a_name_that_is_no_utf8_is_refused_in_one_sentence(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    code, _, errors = workbench("run", "attention_sinks", "--out", name)
+    assert (code, errors.count("\n")) == (2, 1) and "is not UTF-8; give a name that is" in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_account_without_a_home_is_one_sentence(monkeypatch):
+    for name in ("XDG_CACHE_HOME", "WORKBENCH_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    code, _, errors = workbench("organisms", "list")
+    assert (code, errors.count("\n")) == (2, 1) and "set WORKBENCH_CACHE to a folder" in errors
+    monkeypatch.setenv("WORKBENCH_CACHE", "elsewhere")
+    assert workbench("organisms", "list")[0] == 0

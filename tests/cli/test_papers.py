@@ -1,7 +1,9 @@
 """Runs as a user meets them: exit codes, what is printed, files written, cancel, kill and resume."""
 
 import json
+import multiprocessing
 import os
+import random
 import re
 import shutil
 import signal
@@ -157,10 +159,133 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path, monkeypatch):
     assert not Result.load(saved).partial
 
 
-def test_resuming_with_another_spec_is_refused(tmp_path, finished):
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("is_partial", [True, False])
+@pytest.mark.parametrize("changed", [(), ("--set", "seed=5")])
+def test_a_result_is_not_replaced_by_another_run(tmp_path, monkeypatch, finished, is_partial, changed):
+    from workbench.core.result import Result
+    from workbench.papers import method
+
+    if is_partial and not changed:
+        pytest.skip("that one goes on")
+    monkeypatch.setattr(method("attention_sinks"), "run", lambda *_, **__: pytest.fail("it ran"))
+    there = Result.load(finished[2] / "result")
+    Result(there.provenance, there.data, {}, is_partial).save(tmp_path / "out" / "result")
+    before = everything(tmp_path / "out" / "result")
+    code, _, errors = workbench(*SMALL_RUN, *changed, "--out", str(tmp_path / "out"))
+    state = "partial" if is_partial else "finished"
+    assert code == 2 and errors.count("\n") == 1 and "give another folder, or --force" in errors
+    assert (
+        f"a {state} result of another spec (seed)" if changed else "the finished result of this very spec"
+    ) in errors
+    assert everything(tmp_path / "out" / "result") == before
+
+
+def test_force_replaces_a_finished_result_by_a_finished_one_alone(tmp_path, monkeypatch, finished):
+    from workbench.core.result import Result
+    from workbench.papers import method
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORKBENCH_KEEP_SECONDS", "0")
+    shutil.copytree(finished[2], tmp_path / "out")
+    before = everything(tmp_path / "out")
+    module = method("attention_sinks")
+    run, seen = module.run, []
+
+    def cancelled(spec, *, progress, **how):
+        keep = progress.keep
+
+        def kept(partial):
+            keep(partial)
+            seen.append(everything(tmp_path / "out"))
+            progress.cancel()
+
+        progress.keep = kept
+        return run(spec, progress=progress, **how)
+
+    monkeypatch.setattr(module, "run", cancelled)
+    again = (*SMALL_RUN, "--set", "seed=5", "--out", str(tmp_path / "out"), "--force")
+    code, _, errors = workbench(*again)
+    assert code == 130 and seen and all(held == before for held in seen) and everything(tmp_path / "out") == before
+    (beside,) = (tmp_path / "workbench-out").iterdir()
+    assert Result.load(beside / "result").partial and str(beside.name) in errors
+    monkeypatch.setattr(module, "run", run)
+    assert workbench(*again)[0] in (0, 1)
+    assert Result.load(tmp_path / "out" / "result").spec["seed"] == 5
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["spec"]["seed"] == 5
+
+
+def test_a_second_run_into_one_folder_waits_outside(tmp_path):
+    from workbench.core import files
+
+    with files.claimed(tmp_path / "out" / ".lock"):
+        code, _, errors = workbench(*SMALL_RUN, "--out", str(tmp_path / "out"))
+    assert (code, errors.count("\n")) == (2, 1) and "another run is writing to" in errors
+
+
+def test_a_place_that_would_lose_something_is_refused_before_the_run(tmp_path, monkeypatch):
+    from workbench.papers import method
+
+    monkeypatch.setattr(method("attention_sinks"), "run", lambda *_, **__: pytest.fail("it ran"))
+    (tmp_path / "out" / "result").mkdir(parents=True)
+    (tmp_path / "out" / "result" / "thesis.tex").write_text("years")
+    for force in ((), ("--force",)):
+        code, _, errors = workbench(*SMALL_RUN, "--out", str(tmp_path / "out"), *force)
+        assert (code, errors.count("\n")) == (2, 1) and "holds thesis.tex" in errors
+    assert (tmp_path / "out" / "result" / "thesis.tex").read_text() == "years"
+
+
+@pytest.mark.parametrize("seconds", ["abc", "-1", "nan", ""])
+def test_keep_seconds_that_are_none_are_one_sentence(tmp_path, monkeypatch, seconds):
+    monkeypatch.setenv("WORKBENCH_KEEP_SECONDS", seconds)
+    code, _, errors = workbench(*SMALL_RUN, "--out", str(tmp_path / "out"))
+    assert (code, errors.count("\n")) == (2, 1) and "WORKBENCH_KEEP_SECONDS must be a number of seconds" in errors
+
+
+# ---- killed again and again ----
+
+KILLS = 30
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_with_the_numbers_of_one_that_was_not(tmp_path, monkeypatch, finished):
+    """Each time it goes on from what was kept; in the end nothing of the kills is to be seen."""
     from workbench.core.result import Result
 
-    partial = Result.load(finished[2] / "result")
-    Result(partial.provenance, partial.data, {}, True).save(tmp_path / "out" / "result")
-    code, _, errors = workbench(*SMALL_RUN, "--set", "seed=5", "--out", str(tmp_path / "out"))
-    assert code == 2 and "another spec" in errors
+    out = tmp_path / "out"
+    monkeypatch.setenv("WORKBENCH_KEEP_SECONDS", "0")
+    server = multiprocessing.get_context("forkserver")  # imports once for all of them
+    server.set_forkserver_preload(["cli_runner", "workbench.papers.attention.attention_sinks.method"])
+    moments, n_killed, before = random.Random(0), 0, 0
+    while n_killed < KILLS:
+        running = server.Process(target=workbench, args=(*SMALL_RUN, "--out", str(out)))
+        running.start()
+        running.join(moments.uniform(0.5, 8))
+        if running.is_alive():
+            running.kill()
+            running.join()
+            n_killed += 1
+        left = list(out.glob(".result.*"))
+        assert len(left) <= 1, "the next one clears away what a kill left"
+        if (out / "result").exists():
+            result = Result.load(out / "result")
+            assert result.data["accuracy"].notnull().sum() >= before, "never less than there was"
+            before = int(result.data["accuracy"].notnull().sum())
+            if not result.partial:
+                _same(result, Result.load(finished[2] / "result"))
+                shutil.rmtree(out)
+                before = 0
+    code, _, errors = workbench(*SMALL_RUN, "--out", str(out))
+    assert code in (0, 1), errors
+    _same(Result.load(out / "result"), Result.load(finished[2] / "result"))
+    assert not list(out.glob(".result.*"))
+
+
+def _same(one, other) -> None:
+    """Bit for bit, but for the time it took."""
+    assert not one.partial and one.data.drop_attrs().identical(other.data.drop_attrs())
+    assert one.tables.keys() == other.tables.keys()
+    assert all(one.tables[name].equals(other.tables[name]) for name in one.tables)

@@ -1,9 +1,13 @@
 """A Result comes back from its folder as it was saved; a damaged folder is refused; a failed save changes nothing."""
 
+import hashlib
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from workbench.core.claims import Claim, check
-from workbench.core.errors import BrokenResult
+from workbench.core.errors import BadData, BrokenResult, WorkbenchError
 from workbench.core.provenance import Provenance
 from workbench.core.result import Result
 
@@ -151,7 +155,9 @@ def test_a_checksum_that_is_not_there_is_not_one_that_agrees(tmp_path, empty):
     about["sha256"] = about["sha256"] | empty if isinstance(empty, dict) and empty else empty
     (folder / "result.json").write_text(json.dumps(about))
     (folder / "tables/rows.parquet").write_bytes((folder / "tables/more.parquet").read_bytes())
-    with pytest.raises(BrokenResult, match=r"result.json in r has no checksum of (data.nc|tables/rows.parquet)"):
+    with pytest.raises(
+        BrokenResult, match=r"result.json in r (has no checksum of (data.nc|tables/rows.parquet)|lacks sha256)"
+    ):
         Result.load(folder)
 
 
@@ -213,25 +219,153 @@ def test_what_is_no_result_folder_is_refused_without_its_path(tmp_path, what):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["OSError", "KeyboardInterrupt"])
-@pytest.mark.parametrize(
-    ("kind", "method"), [(pd.DataFrame, "to_parquet"), (xr.Dataset, "to_netcdf")], ids=["table", "arrays"]
-)
+@pytest.mark.parametrize("file", ["data.nc", "rows.parquet", "result.json"])
 @pytest.mark.parametrize("is_there", [True, False], ids=["over an old one", "fresh"])
-def test_a_failed_save_changes_nothing(tmp_path, monkeypatch, kind, method, error, is_there):
+def test_a_failed_save_changes_nothing(tmp_path, monkeypatch, file, error, is_there):
     folder = tmp_path / "out" / "r"
     if is_there:
         small(1.0).save(folder)
     before = contents(tmp_path)
+    write = Path.write_bytes
 
-    def fail(self, path, *args, **kwargs):
-        Path(path).write_bytes(b"half")
-        raise error
+    def fail(self, content):
+        write(self, bytes(content)[: len(content) // 2])
+        if file in self.name:
+            raise error
+        return write(self, content)
 
-    monkeypatch.setattr(kind, method, fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(type(error)):
         small(9.0).save(folder)
     assert contents(tmp_path) == before
     assert [p.name for p in folder.parent.iterdir()] == (["r"] if is_there else [])
+
+
+SAVE_ON_A_FULL_DISK = """
+import resource, signal, sys
+import numpy as np, xarray as xr
+from workbench.core.provenance import Provenance
+from workbench.core.result import Result
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+result = Result(Provenance("s", {}, 0), xr.Dataset({"a": ("x", np.random.default_rng(0).normal(size=100_000))}))
+for limit in sys.argv[2:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+    try:
+        result.save(sys.argv[1])
+    except OSError as found:
+        print(found.strerror, found.filename)
+"""
+
+
+def test_a_disk_that_fills_up_under_the_arrays_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    """Not simulated: the system's own limit on a file's size, at several places of the file."""
+    pytest.importorskip("resource", reason="the limit on file sizes is set with the module resource")
+    small().save(tmp_path / "r")
+    before = contents(tmp_path)
+    command = [sys.executable, "-c", SAVE_ON_A_FULL_DISK, str(tmp_path / "r"), "1", "100", "4096", "50000", "500000"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert [line.startswith("File too large") and "data.nc" in line for line in done.stdout.splitlines()] == [True] * 5
+    assert contents(tmp_path) == before
+
+
+def test_what_a_kill_in_the_middle_of_a_save_left_is_found_by_load(tmp_path):
+    small().save(tmp_path / "r")
+    (tmp_path / "r").rename(tmp_path / ".r.1-0123abcd.tmp")
+    assert Result.load(tmp_path / "r").stem == "attention_sinks"
+    assert [p.name for p in tmp_path.iterdir()] == ["r"]
+
+
+def test_a_folder_with_other_work_in_it_is_not_replaced(tmp_path):
+    folder = small().save(tmp_path / "r")
+    (folder / "thesis.tex").write_text("years")
+    before = contents(tmp_path)
+    with pytest.raises(WorkbenchError, match=r"r holds thesis\.tex, which would be replaced"):
+        small(9.0).save(folder)
+    assert contents(tmp_path) == before
+
+
+# ---- folders that somebody made up ----
+
+
+def rewrite(folder: Path, **changed) -> Path:
+    """Change result.json, with checksums to fit the files."""
+    about = json.loads((folder / "result.json").read_text()) | changed
+    sums = {n: hashlib.sha256(c).hexdigest() for n, c in contents(folder).items() if n != "result.json"}
+    (folder / "result.json").write_text(json.dumps({**about, "sha256": changed.get("sha256", sums)}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", "a\\b", "a\0b", "", 3, None, ["rows"]])
+def test_a_table_outside_the_folder_is_refused(tmp_path, name):
+    folder = small().save(tmp_path / "deep" / "er" / "r")
+    secret = pd.DataFrame({"secret": [1]})
+    secret.to_parquet(tmp_path / "deep" / "x.parquet")
+    digest = hashlib.sha256((tmp_path / "deep" / "x.parquet").read_bytes()).hexdigest()
+    sums = {"data.nc": hashlib.sha256((folder / "data.nc").read_bytes()).hexdigest(), f"tables/{name}.parquet": digest}
+    rewrite(folder, tables=[name], sha256=sums)
+    with pytest.raises(BadData, match="a table of a Result is called by a plain name"):
+        Result.load(folder)
+    with pytest.raises(BadData, match="plain name"):
+        Result(provenance(), tables={name if isinstance(name, str) else str([name]) + "/": secret})
+
+
+@pytest.mark.parametrize("file", ["data.nc", "tables/rows.parquet"])
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path, file):
+    folder = small().save(tmp_path / "r")
+    (folder / file).rename(tmp_path / "elsewhere")
+    (folder / file).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadData, match=f"{file} in r is a link to somewhere else"):
+        Result.load(folder)
+
+
+@pytest.mark.parametrize("kind", ["external link", "soft link", "external storage", "virtual", "group"])
+def test_arrays_that_lie_outside_data_nc_are_refused(tmp_path, kind):
+    folder = small().save(tmp_path / "r")
+    other = small(7.0).save(tmp_path / "other") / "data.nc"
+    with h5py.File(folder / "data.nc", "a") as held:
+        if kind == "external link":
+            held["more"] = h5py.ExternalLink(str(other), "/loss")
+        elif kind == "soft link":
+            held["more"] = h5py.SoftLink("/loss")
+        elif kind == "external storage":
+            held.create_dataset("more", (4,), "u1", external=[(str(other), 0, 4)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((3,), "f8")
+            layout[:] = h5py.VirtualSource(str(other), "loss", (3,))
+            held.create_virtual_dataset("more", layout)
+        else:
+            held.create_group("more")
+    with pytest.raises(BadData, match=r"'more' in data\.nc of r is no array of that file"):
+        Result.load(rewrite(folder))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"provenance": {"stem": "x", "colour": "red"}},
+        {"provenance": []},
+        {"sha256": ["data.nc"]},
+        {"sha256": {}},
+        {"tables": "rows"},
+        {"tables": ["other"]},
+        {"warnings": 3},
+        {"partial": "no"},
+    ],
+    ids=lambda changed: str(changed)[:40],
+)
+def test_an_index_of_other_types_is_refused_in_a_sentence(tmp_path, changed):
+    with pytest.raises(BrokenResult, match=r"^(r|result\.json in r) [^\n]*run the analysis again$"):
+        Result.load(rewrite(small().save(tmp_path / "r"), **changed))
+
+
+@pytest.mark.parametrize("file", ["data.nc", "tables/rows.parquet"])
+def test_a_file_of_another_kind_with_a_true_checksum_is_refused_in_a_sentence(tmp_path, file):
+    folder = small().save(tmp_path / "r")
+    (folder / file).write_bytes(b"neither of the two")
+    with pytest.raises(BrokenResult, match=r"^r cannot be read \([^\n]*run the analysis again$"):
+        Result.load(rewrite(folder))
 
 
 def test_saving_again_replaces_the_whole_folder(tmp_path):

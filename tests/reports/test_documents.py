@@ -4,6 +4,8 @@ and PDF, in a real browser.
 
 import re
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -387,3 +389,21 @@ def test_a_page_runs_no_script_but_its_own_whatever_gets_into_it(tmp_path):
         assert tab.title() == "t" and tab.inner_text("#seen") == "kept"
         assert tab.get_by_role("img", name="two words <b>").count() == 1, "the whole sentence is the figure's name"
     assert [url for url in came if not url.startswith(("data:", "blob:"))] == [target.as_uri()]
+
+
+class _StopsLater(Progress):
+    def show(self):
+        threading.Timer(2, self.cancel).start()
+
+
+@pytest.mark.parametrize(
+    "cell", ["time.sleep(60)", "while True:\n    try:\n        time.sleep(60)\n    except BaseException:\n        pass"]
+)
+def test_a_cancel_does_not_wait_for_a_long_cell(tmp_path, cell, monkeypatch):
+    monkeypatch.setattr(sections, "INTERRUPTS", 2)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"import time\n{cell}")])
+    nbformat.write(notebook, tmp_path / "long.ipynb")
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        sections.execute(tmp_path / "long.ipynb", progress=_StopsLater())
+    assert time.monotonic() - started < 40

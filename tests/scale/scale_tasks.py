@@ -70,3 +70,16 @@ def run_and_die(spec: dict, folder: str) -> dict:
 
 def not_json(spec: dict, folder: str) -> dict:
     return {"score": object()}
+
+
+def run_slowly(spec: dict, folder: str) -> dict:
+    time.sleep(0.3)
+    return run(spec, folder)
+
+
+def sleep_and_touch(path: str) -> str:
+    """Says that it began, and, if nobody ends it, that it went on."""
+    Path(path).with_suffix(".began").write_text(str(os.getpid()))
+    time.sleep(8)
+    Path(path).touch()
+    return path

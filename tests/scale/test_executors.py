@@ -3,7 +3,11 @@ left running.
 """
 
 import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from scale import scale_tasks as tasks
@@ -133,3 +137,40 @@ def test_a_missing_package_gives_the_install_line(module, call, monkeypatch):
 def test_dask_takes_one_place_only():
     with pytest.raises(BadSpec, match="not both"):
         dask("tcp://127.0.0.1:1", slurm={})
+
+
+PARENT = """
+import sys
+from scale import scale_tasks
+from workbench.scale.executors import Processes, run_all
+
+if __name__ == "__main__":
+    with Processes(1) as executor:
+        run_all(executor, scale_tasks.sleep_and_touch, [(sys.argv[1],)])
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_workers_end_with_the_process_that_started_them(tmp_path, how):
+    (tmp_path / "parent.py").write_text(PARENT)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    running = subprocess.Popen([sys.executable, tmp_path / "parent.py", tmp_path / "went.on"], env=env)
+    began = tmp_path / "went.began"
+    until = time.monotonic() + 60
+    while not (began.exists() and began.read_text()):
+        assert running.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    running.send_signal(getattr(signal, how))
+    running.wait()
+    worker, until = int(began.read_text()), time.monotonic() + 5
+    while _lives(worker):
+        assert time.monotonic() < until, "the worker outlives its parent"
+        time.sleep(0.05)
+    assert not (tmp_path / "went.on").exists()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

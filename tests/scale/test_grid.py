@@ -1,11 +1,16 @@
 """A sweep: one row per cell, finished rows are not run again, failures are rows, a damaged row is run again."""
 
+import contextlib
+import threading
+
 import pandas as pd
 import pytest
 from scale import scale_tasks
 
+from workbench.core import files
 from workbench.core.errors import BadSpec
 from workbench.core.progress import Progress
+from workbench.scale import grid
 from workbench.scale.executors import Processes
 from workbench.scale.grid import cells_of, parse_grid, save_table, sweep
 
@@ -120,3 +125,42 @@ def test_a_table_of_mixed_cells_is_written(tmp_path):
 def test_the_spec_of_a_cell_is_what_the_function_is_given(tmp_path):
     table = sweep(RUN, [{"name": "one"}], tmp_path, specs=[{"a": 7}])
     assert table["score"].tolist() == [70] and table["name"].tolist() == ["one"] and scale_tasks.double(1) == 2
+
+
+def test_two_sweeps_of_one_folder_share_the_cells_and_both_give_the_whole_table(tmp_path):
+    tables = []
+    cells = [cell for cell in CELLS if cell["seed"] != 2]
+    both = [
+        threading.Thread(target=lambda: tables.append(sweep("scale.scale_tasks:run_slowly", cells, tmp_path)))
+        for _ in range(2)
+    ]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert calls(tmp_path) == len(cells)
+    assert [table["status"].tolist() for table in tables] == [["ok"] * len(cells)] * 2
+
+
+def test_a_cell_whose_sweep_ended_without_a_row_is_done_by_the_one_that_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "WAIT_SECONDS", 0.05)
+    sweep(RUN, CELLS[:1], tmp_path)
+    (home,) = (tmp_path / "runs").iterdir()
+    (home / "row.json").unlink()
+    with contextlib.ExitStack() as other:
+        assert other.enter_context(files.claimed(home / ".lock"))
+        tables = []
+        waiting = threading.Thread(target=lambda: tables.append(sweep(RUN, CELLS[:1], tmp_path)))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive() and calls(tmp_path) == 1
+    waiting.join(30)
+    assert tables[0]["status"].tolist() == ["ok"] and calls(tmp_path) == 2
+
+
+def test_a_cell_that_failed_meanwhile_is_tried_again_only_where_that_was_asked(tmp_path):
+    sweep(RUN, CELLS[:3], tmp_path)
+    (home,) = (p.parent for p in tmp_path.glob("runs/*/row.json") if '"failed"' in p.read_text())
+    assert grid.run_cell(RUN, {"a": 1, "seed": 2}, str(home)) == str(home) and calls(tmp_path) == 3
+    grid.run_cell(RUN, {"a": 1, "seed": 2}, str(home), True)
+    assert calls(tmp_path) == 3 + 1

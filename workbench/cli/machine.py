@@ -1,6 +1,6 @@
 """Commands on this machine: lab, doctor."""
 
-import subprocess
+import os
 import sys
 from typing import Annotated
 
@@ -19,7 +19,10 @@ def lab(
     """Open JupyterLab on the notebooks: this machine only, with a token."""
     where = (f"--notebook-dir={checkout() / 'notebooks'}", "--ip=127.0.0.1", f"--port={port}")
     command = [sys.executable, "-m", "jupyterlab", *where]
-    raise typer.Exit(subprocess.call(command if browser else [*command, "--no-browser"]))
+    command += [] if browser else ["--no-browser"]
+    os.execv(
+        command[0], command
+    )  # becomes the server, so that what ends this process ends it, and its kernels, in order
 
 
 @app.command()

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.core import files
 from workbench.core.catalogue import FAMILIES, PAPERS
 from workbench.core.errors import BadSpec
 from workbench.notebook import quiet
 
-from .run_folder import OUT, check_writable, new_folder, run_into
+from .run_folder import new_folder, run_into
 from .terminal import Terminal
 
 app = typer.Typer()
@@ -47,7 +48,12 @@ SetOfRun = Annotated[
 ]
 OutOfRun = Annotated[
     Path | None,
-    typer.Option(help="folder for result, figures, claims and provenance; one with a partial result is resumed"),
+    typer.Option(
+        help="folder for result, figures, claims and provenance; one with a partial result of the same spec is resumed"
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="replace the result that --out holds, once the new one is finished")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print claims and paths as JSON instead of text")]
 
@@ -59,6 +65,7 @@ def run_paper(
     model: Model = None,
     settings: SetOfRun = None,
     out: OutOfRun = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Run a paper's analysis, print its claims table, write result and figures."""
@@ -66,7 +73,7 @@ def run_paper(
 
     paper = method(stem)
     spec = _spec(paper, scale, model, settings or [])
-    raise typer.Exit(run_into(out or new_folder(stem), paper, spec, as_json))
+    raise typer.Exit(run_into(out or new_folder(stem), paper, spec, as_json=as_json, force=force))
 
 
 Grid = Annotated[
@@ -113,7 +120,7 @@ def sweep_paper(
         return _spec(paper, scale, cell.get("model"), [*(settings or ()), *varied])
 
     quiet()
-    folder = check_writable(out or new_folder(f"{stem}-sweep"))
+    folder = files.check_writable(out or new_folder(f"{stem}-sweep"))
     with Terminal() as progress, open_executor(dask, workers) as executor:
         if dask is not None:
             typer.echo(f"dashboard: {executor.dashboard}", err=True)
@@ -143,12 +150,12 @@ def _say_sweep(table: Any, folder: Path) -> None:
 
 
 @app.command("demo")
-def run_demo(out: Annotated[Path, typer.Option(help="where the page goes")] = OUT / "demo") -> None:
+def run_demo(out: Annotated[Path | None, typer.Option(help="where the page goes")] = None) -> None:
     """Run the inactive-heads analysis on the embedded model and write one HTML page with its claims and figures."""
     from workbench.papers import method
 
     paper = method("attention_sinks")
-    raise typer.Exit(run_into(out, paper, paper.Spec.tiny()))
+    raise typer.Exit(run_into(out or new_folder("demo"), paper, paper.Spec.tiny()))
 
 
 def _spec(paper: Any, scale: str, model: str | None, settings: list[str]) -> Any:

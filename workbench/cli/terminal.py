@@ -1,5 +1,6 @@
 """How far a run is, on one line of the terminal; Ctrl-C cancels it."""
 
+import math
 import os
 import signal
 import sys
@@ -10,9 +11,22 @@ from typing import Any
 
 import typer
 
+from workbench.core.errors import BadSpec
 from workbench.core.progress import Progress
 
 CLEAR_LINE = "\r\x1b[K"
+
+
+def _keep_seconds() -> float:
+    """How often a run keeps what it has."""
+    text = os.environ.get("WORKBENCH_KEEP_SECONDS", "30")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise BadSpec(f"WORKBENCH_KEEP_SECONDS must be a number of seconds from 0 up, got {text!r}")
+    return seconds
 
 
 class Terminal(Progress):
@@ -20,22 +34,28 @@ class Terminal(Progress):
 
     Ctrl-C cancels the run, which then keeps what it has; a second one stops at once. With a `folder`, the result so far
     is saved there every half minute (WORKBENCH_KEEP_SECONDS overrides it), so that a killed run can be resumed too.
+
+    Raises:
+        BadSpec: if WORKBENCH_KEEP_SECONDS is no number of seconds.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__()
         self.folder, self._kept = folder, time.monotonic()
-        self._every = float(os.environ.get("WORKBENCH_KEEP_SECONDS", "30"))
+        self._every, self._could_keep = _keep_seconds(), True
 
     def keep(self, partial: Callable[[], Any]) -> None:
         if self.folder is None or time.monotonic() - self._kept < self._every:
             return
-        self._kept = time.monotonic()
         try:
             partial().save(self.folder)
-        except OSError as trouble:  # a full disk must not end a run that may finish after it is cleared
-            why = trouble.strerror or trouble
-            typer.echo(f"what is finished so far could not be kept ({why}); the run goes on", err=True)
+            self._could_keep = True
+        except Exception as trouble:  # whatever it is, a run that may still finish must not end for it
+            if self._could_keep:
+                why = (trouble.strerror if isinstance(trouble, OSError) else None) or trouble or type(trouble).__name__
+                typer.echo(f"what is finished so far could not be kept ({why}); the run goes on", err=True)
+            self._could_keep = False
+        self._kept = time.monotonic()
 
     def show(self) -> None:
         if sys.stderr.isatty():

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from .errors import ModelNotFound, UnknownName
+from .errors import BadSpec, ModelNotFound, UnknownName
 
 
 def data_folder() -> Path:
@@ -12,9 +12,17 @@ def data_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """What is built on this machine; WORKBENCH_CACHE overrides the default under the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("WORKBENCH_CACHE") or Path(base) / "workbench")
+    """What is built on this machine; WORKBENCH_CACHE overrides the default under the user's cache directory.
+
+    Raises:
+        BadSpec: if neither is known, as for an account without a home.
+    """
+    if own := os.environ.get("WORKBENCH_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench"
+    except RuntimeError:
+        raise BadSpec("this account has no home folder to keep files in; set WORKBENCH_CACHE to a folder") from None
 
 
 def organism_folders() -> dict[str, Path]:

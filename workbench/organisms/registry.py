@@ -33,6 +33,18 @@ _MODULES = {
     "feelings-preln": "norm_placement",
 }
 
+# All that the directory of an organism holds; the recipe, which no other model has, is written last.
+OURS = (
+    "recipe.json",
+    "README.md",
+    "training.csv",
+    "*config.json",
+    "*.jinja",
+    "model*.safetensors",
+    "special_tokens_map.json",
+    "tokenizer*.json",
+)
+
 
 @dataclass(frozen=True)
 class Built:
@@ -87,25 +99,29 @@ def build(name: str, out: Path | str | None = None, progress: Progress = SILENT)
 
     Returns:
         The directory and the table of its declared behaviour, measured on the files just written.
+
+    Raises:
+        WorkbenchError: before training, if `out` cannot be written or holds anything but an organism.
     """
     from workbench.models import load
 
     entry = organism(name)
     folder = Path(out) if out is not None else places.cache_folder() / "organisms" / name
+    files.check_place(folder, OURS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         built = entry.make(progress)
     finally:
         torch.set_num_threads(threads)
-    with files.new_folder(folder) as new:
+    with files.new_folder(folder, OURS) as new:
         built.module.save_pretrained(new)
         built.tokenizer.save_pretrained(new)
         built.log.to_csv(new / "training.csv", index=False, float_format="%.6g")
-        files.write_text(new / "recipe.json", json.dumps(built.recipe, indent=1) + "\n")
         with load(str(new)) as model:
             table = check(entry.measure(model), entry.declared)
         files.write_text(new / "README.md", _card(entry, built, table))
+        files.write_text(new / "recipe.json", json.dumps(built.recipe, indent=1) + "\n")
     return folder, table
 
 

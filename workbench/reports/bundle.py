@@ -45,7 +45,7 @@ def write_bundles(figures: dict[str, go.Figure], result: Result, folder: Path | 
     if problem:
         problems.append(problem)
     for name, figure in figures.items():
-        with files.new_folder(folder / name) as new:
+        with files.new_folder(folder / name, ("provenance.json", "data.*", "figure.*")) as new:
             data = drawn_data(figure)
             data.to_csv(new / "data.csv", index=False)
             _plain_columns(data).to_parquet(new / "data.parquet", index=False)

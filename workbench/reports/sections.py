@@ -5,10 +5,14 @@ Markdown goes through mistune, formulas become MathML, code is coloured by pygme
 Cost: that of the notebook.
 """
 
+import contextlib
 import html
 import json
 import re
+import signal
+import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +24,7 @@ from markupsafe import Markup
 from workbench.core.catalogue import PAPERS
 from workbench.core.claims import ClaimsTable, read_verdicts
 from workbench.core.errors import BadData
-from workbench.core.progress import SILENT, Progress
+from workbench.core.progress import SILENT, Cancelled, Progress
 from workbench.core.result import Result
 
 from .cleaning import clean_html, picture_html
@@ -29,6 +33,7 @@ from .render import figure_html, fragment
 Kind = Literal[
     "text", "code", "output", "aside", "figure", "failed"
 ]  # aside: what a setup cell says, or a table says better; left out of slides
+INTERRUPTS = 5  # of a kernel, before it is ended
 VERDICT_COLUMN = (  # of a claims table (core/claims.py), which says more than the verdicts printed for nbval
     "verdict</th>"
 )
@@ -68,7 +73,7 @@ def execute(path: Path | str, *, timeout: float = 1800, progress: Progress = SIL
     touched.
 
     Raises:
-        BadData: if the file is no notebook. Cancelled: from `progress`, between cells.
+        BadData: if the file is no notebook. Cancelled: from `progress`, between cells; a cell that runs is interrupted.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -87,7 +92,7 @@ def execute(path: Path | str, *, timeout: float = 1800, progress: Progress = SIL
         resources={"metadata": {"path": str(path.parent)}},
     )
     n_code = sum(cell.cell_type == "code" for cell in notebook.cells)
-    with client.setup_kernel():
+    with client.setup_kernel(), _interrupted_by(progress, client):
         done = 0
         for index, cell in enumerate(notebook.cells):
             if cell.cell_type == "code":
@@ -99,6 +104,37 @@ def execute(path: Path | str, *, timeout: float = 1800, progress: Progress = SIL
         del client.nb.cells[-1]
     progress.update(n_code, n_code, path.stem)
     return nbformat.from_dict(client.nb)
+
+
+@contextlib.contextmanager
+def _interrupted_by(progress: Progress, client: Any) -> Iterator[None]:
+    """While the block runs, a cancel interrupts the kernel, which Ctrl-C does not reach, every second; one that goes on
+    all the same is ended. What the block raises then is the cancel.
+    """
+    from nbclient.exceptions import DeadKernelError
+    from nbclient.util import run_sync
+
+    over = threading.Event()
+
+    def watch() -> None:
+        n_sent = 0
+        while not over.wait(1 if n_sent else 0.1):
+            if progress.cancelled:
+                end = client.km.interrupt_kernel if n_sent < INTERRUPTS else client.km.signal_kernel
+                run_sync(end)(*([] if n_sent < INTERRUPTS else [signal.SIGTERM]))
+                n_sent += 1
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    except DeadKernelError:
+        if progress.cancelled:
+            raise Cancelled("cancelled; the kernel did not answer and was ended") from None
+        raise
+    finally:
+        over.set()
+        watching.join()
 
 
 # Panels draw what they leave in a notebook once nothing has changed for a moment; here there is no moment left.

@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -116,10 +117,19 @@ class Processes(_Closing):
 
 
 def _take_seat(seats: Any, gpus: Sequence[str], threads: int) -> None:
-    """In a new worker, before torch is imported: its GPU and its share of the cores."""
+    """In a new worker, before torch is imported: its GPU, its share of the cores, and an end with its parent."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[seats.get() % len(gpus)]
     os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed closes no pool, and its workers would go on with what they are at for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    parent.join()
+    os._exit(1)
 
 
 def visible_gpus() -> list[str]:

@@ -10,10 +10,8 @@ import hashlib
 import importlib
 import itertools
 import json
-import os
 import re
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from workbench.core.progress import SILENT, Cancelled, Progress
 from .executors import Executor, Inline, run_all
 
 OK, FAILED, MISSING = "ok", "failed", "not run"
+WAIT_SECONDS = 0.5  # before looking again at runs that another sweep is at
 
 
 def cells_of(grid: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
@@ -97,7 +96,7 @@ def sweep(
         for spec in specs
     ]
     known = [_read_row(home) for home in homes]
-    todo = [i for i, row in enumerate(known) if row is None or (retry_failed and row["status"] == FAILED)]
+    todo = [i for i, row in enumerate(known) if _is_to_do(row, retry_failed)]
 
     def failed(number: int, error: Exception) -> str:
         _write_row(
@@ -105,19 +104,27 @@ def sweep(
         )
         return str(homes[todo[number]])
 
-    def keep(number: int, home: str) -> None:
-        known[todo[number]] = _read_row(Path(home))
+    def keep(number: int, home: str | None) -> None:
+        if home is None:
+            busy.append(todo[number])
+        else:
+            known[todo[number]] = _read_row(homes[todo[number]])
 
     with contextlib.suppress(Cancelled):
-        run_all(
-            executor or Inline(),
-            run_cell,
-            [(run, specs[i], str(homes[i].resolve())) for i in todo],
-            on_error=failed,
-            on_done=keep,
-            progress=progress,
-            text="runs",
-        )
+        while todo:
+            busy: list[int] = []
+            run_all(
+                executor or Inline(),
+                run_cell,
+                [(run, specs[i], str(homes[i].resolve()), retry_failed) for i in todo],
+                on_error=failed,
+                on_done=keep,
+                progress=progress,
+                text="runs",
+            )
+            todo = busy  # another sweep is at them: they are its work, unless it dies
+            if todo:
+                time.sleep(WAIT_SECONDS)
     nothing = {"status": MISSING, "error": "", "seconds": None}
     rows = [
         {**cell, **(row or nothing), "folder": home.relative_to(folder).as_posix()}
@@ -128,18 +135,29 @@ def sweep(
     return table
 
 
-def run_cell(run: str, spec: dict[str, Any], home: str) -> str:
-    """What a worker does: one run, its row, and where that is. An error of the run is its row."""
+def run_cell(run: str, spec: dict[str, Any], home: str, retry_failed: bool = False) -> str | None:
+    """What a worker does: one run, its row, and where that is; None if another sweep is at it just now. A run that
+    another sweep has finished meanwhile is not done again. An error of the run is its row.
+    """
     started = time.monotonic()
     module, _, function = run.partition(":")
-    try:
-        given = getattr(importlib.import_module(module), function)(spec, home)
-        row = {"status": OK, "error": "", **given}
-        json.dumps(row)
-    except Exception as found:  # whatever a run raises is a result of the sweep
-        row = {"status": FAILED, "error": f"{type(found).__name__}: {found}"}
-    _write_row(Path(home), {**row, "seconds": round(time.monotonic() - started, 3)})
+    with files.claimed(Path(home) / ".lock") as is_mine:
+        if not is_mine:
+            return None
+        if not _is_to_do(_read_row(Path(home)), retry_failed):
+            return home
+        try:
+            given = getattr(importlib.import_module(module), function)(spec, home)
+            row = {"status": OK, "error": "", **given}
+            json.dumps(row)
+        except Exception as found:  # whatever a run raises is a result of the sweep
+            row = {"status": FAILED, "error": f"{type(found).__name__}: {found}"}
+        _write_row(Path(home), {**row, "seconds": round(time.monotonic() - started, 3)})
     return home
+
+
+def _is_to_do(row: Mapping[str, Any] | None, retry_failed: bool) -> bool:
+    return row is None or (retry_failed and row["status"] == FAILED)
 
 
 def _write_row(home: Path, row: Mapping[str, Any]) -> None:
@@ -162,9 +180,4 @@ def save_table(table: pd.DataFrame, path: Path) -> None:
         for name in table.columns
         if table[name].dtype == object and table[name].map(type).nunique() > 1
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        table.assign(**mixed).to_parquet(partial, index=False)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write_bytes(path, table.assign(**mixed).to_parquet(index=False))

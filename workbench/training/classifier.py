@@ -242,7 +242,7 @@ class _Keeper:
         tensors |= {
             f"measured/{epoch}": torch.from_numpy(np.ascontiguousarray(value)) for epoch, value in log.measured.items()
         }
-        with files.new_folder(self.folder) as new:
+        with files.new_folder(self.folder, ("log.json", "state.safetensors")) as new:
             save_file(
                 {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
                 new / "state.safetensors",

@@ -104,7 +104,7 @@ def save_adapter(adapted: Any, folder: Path | str, base: str) -> Path:
     Args:
         base: the base model as `load` knows it (hub id or organism:NAME), kept in the adapter's config.
     """
-    with files.new_folder(folder) as new:
+    with files.new_folder(folder, (CONFIG_FILE, "*.safetensors", "recipe.json")) as new:
         adapted.peft_config["default"].base_model_name_or_path = base
         adapted.save_pretrained(str(new), save_embedding_layers=False)
         (new / "README.md").unlink(missing_ok=True)  # peft's card is a form to be filled in

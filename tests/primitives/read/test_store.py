@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from workbench.core import files
 from workbench.core.errors import BadData, BadSpec, NoRoom, UnknownSite
 from workbench.core.progress import Progress
 from workbench.datasets.prompts import read_prompts
@@ -250,7 +251,7 @@ def test_tokenised_prompts_bring_columns_and_source(tmp_path, organism):
 
 
 def test_it_says_what_it_holds_without_reading_it(store, monkeypatch):
-    monkeypatch.setattr(reading, "safe_open", lambda *a, **k: pytest.fail("a shard was opened"))
+    monkeypatch.setattr(reading, "Shard", lambda *a, **k: pytest.fail("a shard was opened"))
     fresh = Store(store.folder)
     about, table = fresh.about(), fresh.table()
     assert (
@@ -501,7 +502,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path, organism, monkeypatch)
     def no_locks(handle, how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(shards.fcntl, "flock", no_locks)
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
     with pytest.raises(BrokenStore, match="has no locks"):
         write(tmp_path / "s", organism)
 
@@ -646,3 +647,58 @@ def test_a_shard_that_another_writer_holds_is_waited_for(copy, organism):
     assert write(copy.folder, organism, columns=COLUMNS, source={"name": "made here"}, progress=progress).is_complete
     assert progress.text == "waiting for another writer"
     assert shards.claim(path) is None and not path.with_suffix(".partial").exists()
+
+
+# ---- lost and exchanged files ----
+
+
+def test_lost_rows_are_named_and_come_back_with_their_shards(tmp_path, organism):
+    more = rows_of(4, 6, seed=2)
+    write(tmp_path / "s", organism)
+    before = contents(write(tmp_path / "s", organism, more))
+    values = Store(tmp_path / "s").read("resid_post", 2)
+    for path in (tmp_path / "s" / "parts").iterdir():
+        path.unlink()
+    with pytest.raises(BrokenStore, match=r"s has lost the rows of part 000, 001 .*write_store with these rows again"):
+        Store(tmp_path / "s")
+    with pytest.raises(BrokenStore, match="lost the rows of part 000 "):
+        write(tmp_path / "s", organism, more)  # the others are still lost, and the first name is not theirs
+    assert contents(write(tmp_path / "s", organism)) == before
+    assert torch.equal(Store(tmp_path / "s").read("resid_post", 2), values)
+
+
+def test_lost_rows_of_a_store_that_lists_none_are_known_by_its_shards(tmp_path, organism):
+    write(tmp_path / "s", organism)
+    about = json.loads((tmp_path / "s" / "store.json").read_text())
+    del about["parts"]
+    (tmp_path / "s" / "store.json").write_text(json.dumps(about))
+    assert Store(tmp_path / "s").n_examples == len(ROWS)
+    (tmp_path / "s" / "parts" / "000.parquet").unlink()
+    with pytest.raises(BrokenStore, match="lost the rows of part 000 "):
+        Store(tmp_path / "s")
+
+
+def test_shards_that_changed_places_are_not_read(tmp_path, organism):
+    store = write(tmp_path / "s", organism, rows_of(*[6] * 24))
+    one, other = (store.folder / "shards" / store.shards[i][0].shard_path(i).name for i in (0, 1))
+    assert one.stat().st_size == other.stat().st_size
+    one.rename(tmp_path / "x"), other.rename(one), (tmp_path / "x").rename(other)
+    with pytest.raises(BrokenStore, match=r"is damaged \(it holds shard"):
+        Store(tmp_path / "s").read("z", 0)
+
+
+@pytest.mark.parametrize("name", ["z.0", "resid_post.2", "token", "row"])
+def test_a_changed_byte_is_found_by_the_first_read_of_its_tensor(tmp_path, organism, name):
+    store = write(tmp_path / "s", organism)
+    part, number = store.shards[0]
+    content = bytearray(part.shard_path(number).read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    start, _ = json.loads(content[8 : 8 + size])[name]["data_offsets"]
+    content[8 + size + start] ^= 1
+    part.shard_path(number).write_bytes(content)
+    fresh = Store(tmp_path / "s")
+    with pytest.raises(BrokenStore, match=rf"is damaged .checksum of {name} differs.*repair_store makes it again"):
+        list(fresh.batches("z" if name == "z.0" else "resid_post", 0 if name == "z.0" else 2))
+    if name == "z.0":
+        assert len(fresh.read("resid_post", 0)), "the other tensors are whole"
+    assert len(repair_store(tmp_path / "s", organism).read("z", 0))

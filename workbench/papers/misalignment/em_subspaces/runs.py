@@ -191,10 +191,10 @@ def make_store(
             "measured": _measured(module, tokenizer),
         }
         logs.append(log.assign(adapter=recipe.name))
-    with files.new_folder(folder) as new:
+    with files.new_folder(folder, (ABOUT_FILE, STORE_FILE, LOG_FILE)) as new:
         (new / STORE_FILE).write_bytes(tensor_bytes(tensors))
-        (new / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
         pd.concat(logs).to_csv(new / LOG_FILE, index=False, float_format="%.6g")
+        (new / ABOUT_FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
     return Path(folder)
 
 
@@ -261,8 +261,8 @@ def write_adapter(update: Update, recipe: Recipe, folder: Path | str, base: str 
         for name, f in update.items()
         for part in "AB"
     }
-    with files.new_folder(folder) as new:
+    with files.new_folder(folder, (lora.CONFIG_FILE, lora.ADAPTER_FILE, "recipe.json")) as new:
         (new / lora.ADAPTER_FILE).write_bytes(tensor_bytes(tensors))
-        (new / lora.CONFIG_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
         (new / "recipe.json").write_text(json.dumps(asdict(recipe)), encoding="utf-8")
+        (new / lora.CONFIG_FILE).write_text(json.dumps(settings, indent=1), encoding="utf-8")
     return Path(folder)

@@ -12,8 +12,6 @@ Cost: a part takes about 2 bytes a token on disk.
 import hashlib
 import itertools
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -309,16 +307,39 @@ def register(folder: Path, identity: Identity, table: pa.Table) -> Part:
                     f"these rows are in {folder.name} already (part {part.path.stem}), with other columns or another"
                     f" source: {part.source}. Give the same ones to go on with it, or another folder"
                 )
-        path = next(p for n in itertools.count() if not (p := folder / "parts" / f"{n:03d}.parquet").exists())
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with pq.ParquetWriter(partial, table.schema, write_page_checksum=True) as writer:
-                for start, stop in itertools.pairwise(about["first_row"]):
-                    writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        there, known = read_parts(folder, identity), known_parts(folder)
+        taken = known | {part.path.stem: part.digest for part in there}
+        mine = about["digest"]  # rows whose part was lost go back to their own name, where their shards are
+        names = (f"{n:03d}" for n in itertools.count())
+        name = next((n for n in known if known[n] == mine), None) or next(n for n in names if n not in taken)
+        content = pa.BufferOutputStream()
+        with pq.ParquetWriter(content, table.schema, write_page_checksum=True) as writer:
+            for start, stop in itertools.pairwise(about["first_row"]):
+                writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
+        path = files.write_bytes(folder / "parts" / f"{name}.parquet", memoryview(content.getvalue()))
+        whole = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        whole["parts"] = taken | {name: mine}
+        files.write_text(folder / "store.json", json.dumps(whole, indent=1))
         return next(part for part in read_parts(folder, identity) if part.path == path)
+
+
+def known_parts(folder: Path) -> dict[str, str]:
+    """{name: digest of its rows} of every part that was registered, whether its file is there or not."""
+    return json.loads((folder / "store.json").read_text(encoding="utf-8")).get("parts", {})
+
+
+def refuse_lost(folder: Path, parts: Sequence[Part]) -> None:
+    """Raises BrokenStore if rows that were registered are gone, by store.json or by shards of a part that is not there:
+    the examples after them would take their numbers.
+    """
+    there = {part.path.stem: part.digest for part in parts}
+    lost = {name for name, digest in known_parts(folder).items() if there.get(name) != digest}
+    lost |= {path.name.split("-")[0] for path in (folder / "shards").glob(f"*{SUFFIX}")} - set(there)
+    if lost:
+        raise BrokenStore(
+            f"{folder.name} has lost the rows of part {', '.join(sorted(lost))} (parts/NAME.parquet): put it back,"
+            " or call write_store with these rows again; shards are kept"
+        )
 
 
 def read_parts(folder: Path, identity: Identity) -> list[Part]:

@@ -4,15 +4,17 @@
     store.read("resid_post", 3, positions=[-1])       # [token, d_model] tensor; store.tokens(positions=[-1]) says whose
     for batch in store.batches("resid_post", 3, seed=0): ...
 
-Opening reads store.json and the parts' footers, not the shards: the first batch takes milliseconds whatever the size.
+Opening reads store.json and the parts' footers, not the shards. The first time a tensor of a shard is read, all of it
+is compared with its checksum: a store that was damaged, or whose files changed places, says so and gives no number.
 An example is a row that was given, counted over all parts; a token's `number` says where it lies, and is what
-reductions keep of it. Cost: what is read is paged in from disk; `read` of tokens that lie together copies nothing.
+reductions keep of it. Cost: the first read of a shard's tensor pages in all of it, for any token of it; `read` of
+tokens that lie together copies nothing.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,14 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from safetensors import SafetensorError, safe_open
 
 from workbench.core.errors import BadData, NoRoom, UnknownSite
 from workbench.models import memory
 from workbench.models.model import Model
 
 from .lazy import LazyTensor
-from .parts import DTYPES, Part, Place, model_facts, read_identity, read_parts
-from .shards import BrokenStore, OtherStore, damage
+from .parts import DTYPES, Part, Place, model_facts, read_identity, read_parts, refuse_lost
+from .shards import BrokenStore, Damaged, OtherStore, Shard, damage
 
 POOL = 4  # shards whose tokens are shuffled together
 
@@ -56,12 +57,14 @@ class Store:
         """Open a store.
 
         Raises:
-            BrokenStore: if the folder holds none, or its store.json or a part cannot be read.
+            BrokenStore: if the folder holds none, its store.json or a part cannot be read, or a part is gone.
         """
         self.folder = Path(folder)
         self.identity, self._about = read_identity(self.folder)
         self.parts = read_parts(self.folder, self.identity)
+        refuse_lost(self.folder, self.parts)
         self._open = lru_cache(maxsize=POOL + 1)(self._open_shard)
+        self._known: dict[int, set[str]] = {}  # names of the tensors of each shard that were compared with their sums
 
     def __repr__(self) -> str:
         about = self.about()
@@ -105,7 +108,7 @@ class Store:
 
     def missing(self) -> list[str]:
         """Names of shards that are not written yet, or were removed; asks the disk each time."""
-        have = {p.name for p in (self.folder / "shards").iterdir()}
+        have = {p.name for p in (self.folder / "shards").glob("*.safetensors")}
         return [name for part, number in self.shards if (name := part.shard_path(number).name) not in have]
 
     @property
@@ -267,15 +270,16 @@ class Store:
 
     def shard_batches(self, site: str, layer: int | None, index: int, batch_size: int) -> Iterator[TokenBatch]:
         """The tokens of one shard, as they lie; the mapped file is let go at the end."""
-        place, tensors = self.place(site, layer), self._open_shard(index)
+        place, read = self.place(site, layer), self._open_shard(index)
+        values, example, pos, tokens = read(place.name), read("example"), read("pos"), read("token")
         first = int(self._first_token[index])
-        for start in range(0, len(tensors["token"]), batch_size):
+        for start in range(0, len(tokens), batch_size):
             cells = slice(start, start + batch_size)
-            token = tensors["token"][cells]
+            token = tokens[cells]
             yield TokenBatch(
-                tensors[place.name][cells],
-                tensors["example"][cells],
-                tensors["pos"][cells],
+                values[cells],
+                example[cells],
+                pos[cells],
                 token,
                 torch.arange(first + start, first + start + len(token)),
             )
@@ -340,25 +344,34 @@ class Store:
             [p.site if p.layer is None else f"{p.site} of layer {p.layer}" for p in self.places],
         )
 
-    def _open_shard(self, index: int) -> dict[str, torch.Tensor]:
-        """The tensors of a shard, mapped; examples counted over all parts."""
+    def _open_shard(self, index: int) -> Callable[[str], torch.Tensor]:
+        """What gives a shard's tensors by name, mapped; also `example`: of each token, counted over all parts."""
         part, number = self.shards[index]
         path = part.shard_path(number)
+        fields, key = self.identity.fields(*part.sizes(number)), part.shard_key(number)
+        shard = self._whole(path, lambda: Shard(path, fields, key, self._known.setdefault(index, set())))
+
+        @cache
+        def read(name: str) -> torch.Tensor:
+            if name == "example":
+                return torch.repeat_interleave(read("row") + part.base_example, read("offset").diff())
+            return self._whole(path, lambda: shard[name])
+
+        return read
+
+    def _whole(self, path: Path, read: Callable[[], Any]) -> Any:
+        """What `read` gives of a shard's file; BrokenStore if it is not there or not what was written."""
         try:
-            with safe_open(path, framework="pt") as handle:
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+            return read()
         except FileNotFoundError:
             raise BrokenStore(
                 f"{path.name} is not there: {len(self.missing())} of {len(self.shards)} shards are missing; call"
                 " write_store again, or repair_store"
             ) from None
-        except SafetensorError as found:
+        except Damaged as found:
             raise BrokenStore(
-                f"{path.name} cannot be read ({found}); verify() names what is damaged, repair_store makes it again"
+                f"{path.name} is damaged ({found}); verify() names all that is, repair_store makes it again"
             ) from None
-        n_kept = tensors["offset"].diff()
-        tensors["example"] = torch.repeat_interleave(tensors["row"] + part.base_example, n_kept)
-        return tensors
 
     def gather(self, name: str, numbers: np.ndarray) -> torch.Tensor:
         """Rows of a tensor ("resid_post.3", "example", "pos", "token") by token number; a view of the file where they
@@ -373,13 +386,13 @@ class Store:
             and bool((np.diff(numbers) == 1).all())
         ):
             start = int(numbers[0] - self._first_token[shard[0]])
-            return self._open(int(shard[0]))[name][start : start + len(numbers)]
+            return self._open(int(shard[0]))(name)[start : start + len(numbers)]
         order = np.argsort(shard, kind="stable")
         edges = np.flatnonzero(np.diff(shard[order], prepend=-1, append=-2))
         out: torch.Tensor | None = None
         for start, stop in itertools.pairwise(edges.tolist()):
             where, index = order[start:stop], int(shard[order[start]])
-            source = self._open(index)[name]
+            source = self._open(index)(name)
             if out is None:
                 need = len(numbers) * source[:1].numel() * source.element_size()
                 if need > 0.8 * memory.available_bytes("cpu"):

@@ -22,12 +22,8 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 
+from workbench.core import files
 from workbench.core.errors import WorkbenchError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
 
 CODES = {
     torch.float64: "F64",
@@ -106,18 +102,13 @@ def claim(final: Path) -> int | None:
 
 
 def _lock(handle: int, wait: bool) -> bool:
-    if fcntl is None:
-        return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
+        return files.lock(handle, wait=wait)
     except OSError as found:
         raise BrokenStore(
             f"this file system has no locks ({found.strerror}), so writers could damage each other's shards; put the"
             " store on another"
         ) from None
-    return True
 
 
 # ---- writing ----
@@ -206,28 +197,60 @@ def shard_about(path: Path) -> dict[str, Any]:
     return about | {"seconds": float(about["seconds"])}
 
 
+class Damaged(Exception):
+    """What is wrong with a shard's file, in a few words."""
+
+
+class Shard:
+    """A shard's tensors, mapped. Opening compares its header, reading a tensor compares that with its checksum, the
+    first time, so that no byte is used that is not what was written.
+
+    Raises:
+        Damaged: on opening or reading. FileNotFoundError: if it is not there.
+    """
+
+    def __init__(self, path: Path, fields: list[Field], key: str, known: set[str] | None = None):
+        """known: names of tensors that were compared before; those compared here are added to it."""
+        self._known: set[str] = set() if known is None else known
+        try:
+            raw = _raw_header(path)
+            with safe_open(path, framework="pt") as handle:
+                about = json.loads(handle.metadata()["workbench"])
+                if about["key"] != key:
+                    raise Damaged(f"it holds shard {about['key']}")
+                own = about["header"].encode()
+                if xxhash.xxh3_128(raw.replace(own, NO_SUM.encode())).hexdigest() != about["header"]:
+                    raise Damaged("checksum of the header differs")
+                if set(handle.keys()) != {f.name for f in fields}:
+                    raise Damaged("it holds other tensors")
+                self._tensors = {f.name: handle.get_tensor(f.name) for f in fields}
+                self._sums = dict(about["xxh3_128"])
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as found:
+            reason = re.sub(r"\s+", " ", str(found))[:80]
+            raise Damaged(f"it cannot be read ({type(found).__name__}: {reason})") from None
+        for field in fields:
+            if (found := self._tensors[field.name]).dtype != field.dtype or tuple(found.shape) != field.shape:
+                raise Damaged(f"{field.name} has shape {tuple(found.shape)} where {field.shape} was planned")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self._tensors[name]
+        if name not in self._known:
+            if xxhash.xxh3_128(_bytes(tensor)).hexdigest() != self._sums.get(name):
+                raise Damaged(f"checksum of {name} differs")
+            self._known.add(name)
+        return tensor
+
+
 def damage(path: Path, fields: list[Field], key: str) -> str:
     """What is wrong with a shard's file, in a few words; empty if every byte is what was written. Reads all of it."""
     try:
-        raw = _raw_header(path)
-        with safe_open(path, framework="pt") as handle:
-            about = json.loads(handle.metadata()["workbench"])
-            if about["key"] != key:
-                return f"it holds shard {about['key']}"
-            own = about["header"].encode()
-            if xxhash.xxh3_128(raw.replace(own, NO_SUM.encode())).hexdigest() != about["header"]:
-                return "checksum of the header differs"
-            if set(handle.keys()) != {f.name for f in fields}:
-                return "it holds other tensors"
-            for field in fields:
-                tensor = handle.get_tensor(field.name)
-                if (tensor.dtype, tuple(tensor.shape)) != (field.dtype, field.shape):
-                    return f"{field.name} has shape {tuple(tensor.shape)} where {field.shape} was planned"
-                if xxhash.xxh3_128(_bytes(tensor)).hexdigest() != about["xxh3_128"][field.name]:
-                    return f"checksum of {field.name} differs"
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as found:
-        reason = re.sub(r"\s+", " ", str(found))[:80]
-        return f"it cannot be read ({type(found).__name__}: {reason})"
+        shard = Shard(path, fields, key)
+        for field in fields:
+            shard[field.name]
+    except Damaged as found:
+        return str(found)
     return ""
 
 

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from workbench.training.loop import TrainSpec
 
 from workbench.core.places import organism_folders
 from workbench.datasets import world
@@ -18,7 +19,6 @@ from workbench.organisms import advice, chat, organism
 from workbench.organisms.tokenizer import world_tokenizer
 from workbench.training import lora
 from workbench.training.finetune import finetune
-from workbench.training.loop import TrainSpec
 
 NAMES = ("chat-base", "chat", "advice")
 

@@ -3,7 +3,7 @@
 Weights are read by transformers (safetensors only, no code from the checkpoint unless asked), run once on a fixed
 probe, and then wrapped in place by TransformerLens; the largest difference between the two on the probe is the parity
 kept in provenance. Wrapping in place means parity costs two short forwards and no second copy.
-Cost: the weights once, plus two forwards of 24 tokens.
+Cost: the weights once, plus two forwards of 24 tokens, or of as many as the context has.
 """
 
 import json
@@ -23,6 +23,7 @@ from workbench.core.errors import BadSpec, ModelNotFound, UnsupportedModel
 
 from . import memory
 from .model import Kind, Model, hash_weights
+from .probe import probe_input
 from .spec import ModelSpec
 
 HEADS_KEPT_OUTSIDE = ("ForSequenceClassification", "ForTokenClassification")
@@ -389,7 +390,7 @@ def _wrap(module: nn.Module, spec: ModelSpec, label: str, tokenizer: Any, about:
     module.eval()
     force_eager_attention(module)  # fused attention has no pattern to read
     about = about | {"n_parameters": sum(p.numel() for p in module.parameters()), "weights": hash_weights(module)}
-    reference = _probe(module, kind)
+    reference = _probe(module, module, kind, config)
     body = _body(module, kind)
     architecture = type(body).__name__
     try:
@@ -399,13 +400,56 @@ def _wrap(module: nn.Module, spec: ModelSpec, label: str, tokenizer: Any, about:
             f"TransformerLens has no adapter that takes {architecture}: {_first_sentence(found)}"
         ) from found
     bridge.eval()
+    _refuse_without_attention(bridge, label)
     _forget_patterns(bridge)
+    _whole_heads(bridge)
     if spec.processing == "folded":
         bridge.enable_compatibility_mode()
     runner = bridge if kind in ("causal-lm", "masked-lm") else module
-    if reference is not None and spec.processing == "raw":
-        about = about | {"parity_max_abs_diff": _difference(reference, _probe(runner, kind, config))}
+    about = about | _parity(reference, _probe(runner, module, kind, config), spec, label)
     return Model(replace(spec, device=str(bridge.cfg.device)), label, kind, bridge, runner, tokenizer, about)
+
+
+def _refuse_without_attention(bridge: Any, label: str) -> None:
+    """Raises: UnsupportedModel, where there is no single stack of blocks that each have attention."""
+    blocks = getattr(bridge, "blocks", None)
+    if blocks is None:
+        raise UnsupportedModel(f"{label} has no single stack of blocks, and sites are counted along one")
+    others = [n for n, block in enumerate(blocks) if getattr(block, "attn", None) is None]
+    if others:
+        raise UnsupportedModel(
+            f"{label} has no attention in {len(others)} of its {len(blocks)} blocks (the first is block {others[0]}):"
+            " state-space and other recurrent layers have none of the sites of this workbench; load a model with"
+            " attention in every block"
+        )
+
+
+def _whole_heads(bridge: Any) -> None:
+    """TransformerLens cuts what enters the output projection into heads of `d_head`, which for latent attention
+    (DeepSeek) is the rotated part of a query. A head's output is its share of the projection's input."""
+    n_heads = bridge.cfg.n_heads
+    for block in bridge.blocks:
+        conversion = getattr(getattr(getattr(block.attn, "o", None), "hook_in", None), "hook_conversion", None)
+        width = getattr(conversion, "n_heads", 0) * getattr(conversion, "d_head", 0)
+        if width and conversion.n_heads != n_heads and width % n_heads == 0:
+            conversion.n_heads, conversion.d_head = n_heads, width // n_heads
+
+
+def _parity(reference: torch.Tensor, found: torch.Tensor, spec: ModelSpec, label: str) -> dict[str, float]:
+    """What provenance keeps of the difference to Hugging Face on the probe: of outputs, or for folded weights, which
+    shift all logits alike, of log-probabilities. UnsupportedModel where it is more than rounding."""
+    folded = spec.processing == "folded"
+    a, b = (x.log_softmax(-1) if folded else x for x in (reference, found))
+    apart = float((a - b).abs().max())
+    if not apart <= (1e-3 if spec.dtype in ("float32", "float64") else 5e-2) * (1 + float(a.abs().max())):
+        raise UnsupportedModel(
+            f"folding the norms of {label} into its weights moves log-probabilities by {apart:.2g}: its architecture"
+            " uses something that TransformerLens folds in another way; use processing='raw'"
+            if folded
+            else f"TransformerLens runs {label} with outputs {apart:.2g} away from Hugging Face's own, so its adapter"
+            " computes something else than this architecture does"
+        )
+    return {"folding_max_abs_diff" if folded else "parity_max_abs_diff": apart}
 
 
 def _forget_patterns(bridge: Any) -> None:
@@ -435,36 +479,14 @@ def _body(module: Any, kind: Kind) -> nn.Module:
     return body.to(device=parameter.device, dtype=parameter.dtype).eval()
 
 
-def _probe(runner: Any, kind: Kind, config: Any = None) -> torch.Tensor | None:
-    """Outputs on a fixed input, for parity; None where the model cannot be run as it is (a quantised or odd module)."""
-    config = config if config is not None else runner.config
-    device = next(runner.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    if kind == "image-classifier":
-        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        probe = {
-            "pixel_values": (
-                torch.rand(1, config.num_channels, size, size, generator=generator).to(
-                    device, next(runner.parameters()).dtype
-                )
-            )
-        }
-    else:
-        text = config.get_text_config()
-        probe = {
-            "input_ids": (
-                torch.randint(min(5, text.vocab_size - 1), text.vocab_size, (1, 24), generator=generator).to(device)
-            )
-        }
+def _probe(runner: Any, module: nn.Module, kind: Kind, config: Any) -> torch.Tensor:
+    """Outputs on a fixed input, for parity."""
+    inputs = probe_input(config, module, kind == "image-classifier")
     with torch.no_grad():
         if hasattr(runner, "hook_dict"):
-            return runner(probe["input_ids"]).float().cpu()
-        out = runner(**probe)
+            return runner(inputs).float().cpu()
+        out = runner(**{"pixel_values" if kind == "image-classifier" else "input_ids": inputs})
     return (out.last_hidden_state if kind == "encoder" else out.logits).float().cpu()
-
-
-def _difference(a: torch.Tensor, b: torch.Tensor | None) -> float | None:
-    return None if b is None else float((a - b).abs().max())
 
 
 def _first_sentence(error: Exception) -> str:

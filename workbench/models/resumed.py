@@ -22,7 +22,6 @@ from workbench.core.errors import UnsupportedModel
 
 from .model import Hook, Model
 
-
 PER_HEAD = ("alibi", "position_bias")  # [row x head, 1, key] in Bloom and Falcon, [head, 1, key] in MPT
 
 

@@ -429,7 +429,7 @@ def _whole_heads(bridge: Any) -> None:
     (DeepSeek) is the rotated part of a query. A head's output is its share of the projection's input."""
     n_heads = bridge.cfg.n_heads
     for block in bridge.blocks:
-        conversion = getattr(getattr(getattr(block.attn, "o", None), "hook_in", None), "hook_conversion", None)
+        conversion: Any = getattr(getattr(getattr(block.attn, "o", None), "hook_in", None), "hook_conversion", None)
         width = getattr(conversion, "n_heads", 0) * getattr(conversion, "d_head", 0)
         if width and conversion.n_heads != n_heads and width % n_heads == 0:
             conversion.n_heads, conversion.d_head = n_heads, width // n_heads

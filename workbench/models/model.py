@@ -316,7 +316,8 @@ class Model:
     @cached_property
     def _own_pad_id(self) -> int:
         """The id that the network itself takes for padding; 0 where it has none or none that can be embedded."""
-        found = getattr(self.live.original_model.config.get_text_config(), "pad_token_id", None)
+        config: Any = self.live.original_model.config
+        found = getattr(config.get_text_config(), "pad_token_id", None)
         return found if isinstance(found, int) and 0 <= found < self.d_vocab else 0
 
     @cached_property

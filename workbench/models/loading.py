@@ -45,7 +45,8 @@ def load(
 
     Raises:
         ModelNotFound: no such directory, organism or hub id, or files missing while offline.
-        UnsupportedModel: if loading it would lose something (a head, pickled weights, an unknown architecture).
+        UnsupportedModel: if loading it would lose something (a head, pickled weights, an unknown architecture), if a
+            block has no attention, or if wrapping or folding changes the outputs.
         NoRoom: if the weights will not fit.
     """
     with (

@@ -230,3 +230,23 @@ def gpt2_alone():
     """A small model that came without a tokenizer."""
     sizes = {"vocab_size": 97, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
     return load(tf.GPT2LMHeadModel(tf.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pad_id", [0, 1, 99])
+def test_what_stands_in_the_padding_does_not_matter(side, pad_id):
+    """RoBERTa counts positions by its own padding id, and 99 is an id that the embedding does not have."""
+    from models.architectures import loaded
+
+    model, rows = loaded("RoBERTa"), [[5, 6, 7], [5, 6, 7, 8, 9, 10]]
+    batch = pad(rows, pad_id, side)
+    found = model.forward(batch)[0][batch.mask[0]]
+    torch.testing.assert_close(found, model.forward(torch.tensor(rows[:1]))[0], atol=1e-5, rtol=1e-5)
+
+
+def test_an_unknown_id_that_is_no_padding_is_still_refused():
+    from models.architectures import loaded
+
+    model, batch = loaded("GPT-2"), pad([[5, 99, 7], [5, 6, 7, 8]], 99)
+    with pytest.raises(BadData, match="token id 99 is outside"):
+        model.forward(batch)

@@ -450,3 +450,45 @@ def test_placement_by_accelerate_gives_the_same_logits(tiny_models):
 def test_a_placement_that_makes_no_sense_is_refused(tiny_models, options, says):
     with pytest.raises(BadSpec, match=says):
         load(str(tiny_models["llama"]), **options)
+
+
+# ---- what the probe finds ----
+
+
+def test_contexts_shorter_than_the_probe_and_images_that_are_not_square_load():
+    import transformers as tf
+    from models.architectures import SIZE, VIT
+
+    short = SIZE | {"max_position_embeddings": 16}
+    for module in (
+        tf.BertForMaskedLM(tf.BertConfig(**short)),
+        tf.RobertaForMaskedLM(tf.RobertaConfig(**short)),
+        tf.ViTForImageClassification(tf.ViTConfig(**VIT | {"image_size": (8, 16)})),
+        tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=16)),
+    ):
+        model = load(module, tokenizer=False)
+        assert model.about["parity_max_abs_diff"] < 1e-4 and "z" in model.sites()
+
+
+def test_folding_that_changes_what_the_model_says_is_refused():
+    from models.architectures import network
+
+    with pytest.raises(UnsupportedModel, match=r"folding the norms of GptOss.* moves log-probabilities by 0"):
+        load(network("gpt-oss"), tokenizer=False, processing="folded")
+    folded = load(network("Llama"), tokenizer=False, processing="folded")
+    assert folded.about["folding_max_abs_diff"] < 1e-4 and "log-probabilities within" in repr(folded)
+
+
+@pytest.mark.parametrize("name, why", [("Mamba", "in 2 of its 2 blocks"), ("Jamba", "in 1 of its 2 blocks")])
+def test_blocks_without_attention_are_refused_at_load(name, why):
+    from models.architectures import loaded
+
+    with pytest.raises(UnsupportedModel, match=why):
+        loaded(name)
+
+
+def test_an_adapter_that_computes_something_else_is_refused():
+    from models.architectures import loaded
+
+    with pytest.raises(UnsupportedModel, match="away from Hugging Face's own"):
+        loaded("Falcon with ALiBi")

@@ -10,6 +10,7 @@ from workbench.core import hooks
 from workbench.core.errors import UnknownSite
 from workbench.core.hooks import SITES
 from workbench.models import load
+from workbench.models.sites import measured
 from workbench.primitives.read.capture import capture
 
 LAYERS, D_MLP = 2, {"gpt2": 128}
@@ -304,3 +305,85 @@ def test_editing_resid_mid_edits_the_stream_and_not_only_the_norm(family, tiny_m
     model.forward(other, hook_fns=[(mid, replace), (out, lambda t, hook: taken.__setitem__("patched", t.clone()))])
     torch.testing.assert_close(taken["patched"][:, 4], taken["out"][:, 4], atol=1e-5, rtol=0)
     assert not torch.allclose(taken["patched"][:, 3], taken["out"][:, 3])
+
+
+# ---- hooks that do not mean what their names say ----
+
+
+def sites_with(model, planted: dict[str, str]):
+    """The sites measured when a word's classic name stands for another hook."""
+    known = model._bridged_names() | {
+        SITES[word].template.format(layer=n): hook.format(layer=n) for word, hook in planted.items() for n in range(2)
+    }
+
+    def run(inputs, hook_fns):
+        with torch.no_grad(), model.live.hooks(fwd_hooks=list(hook_fns)):
+            model.live(inputs)
+
+    return measured(known, run, tokens(2, 5), 2, {"head": 4, "kv_head": model.n_kv_heads, "d_model": 32})
+
+
+@pytest.mark.parametrize(
+    "word, hook",
+    [
+        ("resid_pre", "blocks.{layer}.ln1.hook_in"),  # the norm alone hears it
+        ("q", "blocks.{layer}.hook_out"),  # other dims
+        ("z", "blocks.{layer}.attn.k.hook_out"),  # right dims, and not what the projection reads
+        ("mlp_post", "blocks.{layer}.mlp.in.hook_out"),  # a factor of the neurons
+    ],
+)
+def test_a_wrong_hook_is_refused_with_a_reason(word, hook, pairs):
+    _, model = pairs["gpt2" if word == "z" else "llama"]
+    found = sites_with(model, {word: hook})
+    assert found.refused.get(word)
+    assert SITES[word].template.format(layer=0) not in found.names
+
+
+@pytest.mark.parametrize(
+    "word, hook",
+    [
+        ("resid_mid", "blocks.{layer}.ln2.hook_out"),
+        ("resid_mid", "blocks.{layer}.mlp.hook_in"),
+        ("attn_out", "blocks.{layer}.ln1.hook_out"),
+        ("attn_out", "blocks.{layer}.mlp.hook_out"),
+        ("mlp_out", "blocks.{layer}.hook_out"),
+    ],
+)
+def test_a_wrong_name_of_a_place_gives_way_to_the_right_one_or_to_a_refusal(word, hook, pairs):
+    _, model = pairs["llama"]
+    found, name = sites_with(model, {word: hook}), SITES[word].template.format(layer=1)
+    if word == "resid_mid":
+        assert "MLP and the residual" in found.refused[word] and name not in found.names
+    else:
+        right = {"attn_out": ("blocks.1.attn.o.hook_out",), "mlp_out": ("blocks.1.mlp.out.hook_out",)}[word]
+        assert found.names[name] in right and word not in found.refused
+
+
+def test_sites_are_measured_once_and_a_refusal_names_the_reason(pairs):
+    module, _ = pairs["opt"]
+    model, n = load(copy.deepcopy(module)), 0
+    real = model._call
+
+    def count(*args):
+        nonlocal n
+        n += 1
+        return real(*args)
+
+    model._call = count
+    with pytest.raises(UnknownSite, match="attn_scores': it is shown after the fact"):
+        model.hook_name("attn_scores", 0)
+    measuring = n
+    model.sites(), model.hook_name("z", 1)
+    assert 0 < measuring == n <= 4
+
+
+def test_latent_attention_gives_its_heads_and_refuses_what_it_has_not():
+    from models.architectures import loaded
+
+    model = loaded("DeepSeek V3")
+    kept = capture(model, tokens().tolist(), ["z", "attn_out"])
+    assert kept["z", 0].shape == (3, 7, 4, 8)
+    close(torch.einsum("bphd,hdm->bpm", kept["z", 1], model.W_O(1).detach()), kept["attn_out", 1])
+    for word in ("q", "k", "v"):
+        with pytest.raises(UnknownSite, match=f"no site '{word}': its hook shows"):
+            model.hook_name(word, 0)

@@ -5,7 +5,7 @@ probe, and then wrapped in place by TransformerLens; the largest difference betw
 kept in provenance. Wrapping in place means parity costs two short forwards and no second copy.
 What came with the files is checked before it is read (`checkpoint`), weights and outputs are checked to be numbers
 (`finite`), and adapters are merged and held against PEFT's own forward (`adapters`).
-Cost: the weights once and a pass over them, plus two forwards of 24 tokens.
+Cost: the weights once and a pass over them, plus two forwards of 24 tokens, or of as many as the context has.
 """
 
 import os
@@ -26,7 +26,7 @@ from . import adapters, checkpoint, memory
 from .checkpoint import first_sentence
 from .finite import refuse_outputs, refuse_weights, watch_outputs
 from .model import Kind, Model, hash_weights
-from .probe import difference, probe
+from .probe import probe
 from .spec import ModelSpec
 
 
@@ -47,7 +47,8 @@ def load(
     Raises:
         ModelNotFound: no such directory, organism or hub id, or files missing while offline.
         UnsupportedModel: if loading it would lose something (a head, pickled or quantised weights, an unknown
-            architecture, keys of an adapter), or its files are damaged; other packages' errors become this one.
+            architecture, keys of an adapter), if its files are damaged (other packages' errors become this one), if a
+            block has no attention, or if wrapping or folding changes the outputs.
         NotFinite: if a weight, or the output on a short probe, is NaN, infinite or absurd.
         NoRoom: if the weights will not fit.
     """
@@ -415,14 +416,57 @@ def _wrap(module: nn.Module, spec: ModelSpec, label: str, tokenizer: Any, about:
             f"TransformerLens has no adapter that takes {architecture}: {first_sentence(found)}"
         ) from found
     bridge.eval()
+    _refuse_without_attention(bridge, label)
     _forget_patterns(bridge)
+    _whole_heads(bridge)
     if spec.processing == "folded":
         bridge.enable_compatibility_mode()
     runner = bridge if kind in ("causal-lm", "masked-lm") else module
-    if spec.processing == "raw":
-        about = about | {"parity_max_abs_diff": difference(reference, probe(runner, kind, config))}
+    about = about | _parity(reference, probe(runner, kind, config, module), spec, label)
     watch_outputs(runner, label, getattr(runner, "score", None))
     return Model(replace(spec, device=str(bridge.cfg.device)), label, kind, bridge, runner, tokenizer, about)
+
+
+def _refuse_without_attention(bridge: Any, label: str) -> None:
+    """Raises: UnsupportedModel, where there is no single stack of blocks that each have attention."""
+    blocks = getattr(bridge, "blocks", None)
+    if blocks is None:
+        raise UnsupportedModel(f"{label} has no single stack of blocks, and sites are counted along one")
+    others = [n for n, block in enumerate(blocks) if getattr(block, "attn", None) is None]
+    if others:
+        raise UnsupportedModel(
+            f"{label} has no attention in {len(others)} of its {len(blocks)} blocks (the first is block {others[0]}):"
+            " state-space and other recurrent layers have none of the sites of this workbench; load a model with"
+            " attention in every block"
+        )
+
+
+def _whole_heads(bridge: Any) -> None:
+    """TransformerLens cuts what enters the output projection into heads of `d_head`, which for latent attention
+    (DeepSeek) is the rotated part of a query. A head's output is its share of the projection's input."""
+    n_heads = bridge.cfg.n_heads
+    for block in bridge.blocks:
+        conversion: Any = getattr(getattr(getattr(block.attn, "o", None), "hook_in", None), "hook_conversion", None)
+        width = getattr(conversion, "n_heads", 0) * getattr(conversion, "d_head", 0)
+        if width and conversion.n_heads != n_heads and width % n_heads == 0:
+            conversion.n_heads, conversion.d_head = n_heads, width // n_heads
+
+
+def _parity(reference: torch.Tensor, found: torch.Tensor, spec: ModelSpec, label: str) -> dict[str, float]:
+    """What provenance keeps of the difference to Hugging Face on the probe: of outputs, or for folded weights, which
+    shift all logits alike, of log-probabilities. UnsupportedModel where it is more than rounding."""
+    folded = spec.processing == "folded"
+    a, b = (x.log_softmax(-1) if folded else x for x in (reference, found))
+    apart = float((a - b).abs().max())
+    if not apart <= (1e-3 if spec.dtype in ("float32", "float64") else 5e-2) * (1 + float(a.abs().max())):
+        raise UnsupportedModel(
+            f"folding the norms of {label} into its weights moves log-probabilities by {apart:.2g}: its architecture"
+            " uses something that TransformerLens folds in another way; use processing='raw'"
+            if folded
+            else f"TransformerLens runs {label} with outputs {apart:.2g} away from Hugging Face's own, so its adapter"
+            " computes something else than this architecture does"
+        )
+    return {"folding_max_abs_diff" if folded else "parity_max_abs_diff": apart}
 
 
 def _forget_patterns(bridge: Any) -> None:

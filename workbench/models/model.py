@@ -8,7 +8,8 @@ corrupt each other's hooks without an exception; with the lock they do not (test
 import gc
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,17 +18,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformers import Cache
 
 from workbench.core import hooks
 from workbench.core.errors import BadData, NoRoom, NoTokenizer, UnknownSite, UnsupportedModel, WorkbenchError
 
 from .inputs import Batch, token_words
+from .probe import first_position, probe_input
+from .sites import Hook, Sites, in_place, measured
 from .spec import ModelSpec
 
 Kind = Literal["causal-lm", "masked-lm", "encoder", "classifier", "image-classifier"]
-Hook = tuple[str, Callable[..., torch.Tensor | None]]
 HASH_ALL_BELOW = 500_000_000  # parameters; above it each tensor is sampled, and the hash says so
 
 
@@ -51,8 +52,10 @@ class Model:
     def __repr__(self) -> str:
         if self.bridge is None:
             return f"Model({self.name}, unloaded)"
-        parity = self.about.get("parity_max_abs_diff")
+        parity, folding = (self.about.get(f"{name}_max_abs_diff") for name in ("parity", "folding"))
         parity_text = "parity not measured" if parity is None else f"parity with Hugging Face {parity:.1e}"
+        if folding is not None:
+            parity_text = f"log-probabilities within {folding:.1e} of Hugging Face's"
         size = (
             f"{self.n_layers} layers x {self.n_heads} heads, d_model {self.d_model}, {self.n_parameters / 1e6:.2f} M"
             " parameters"
@@ -131,16 +134,41 @@ class Model:
         """Of all parameters, as they were before wrapping; see `hash_weights`."""
         return self.about["weights"]
 
-    @cached_property
+    @property
     def hook_names(self) -> Mapping[str, str]:
         """{any hook name of this model: its canonical name}; aliases map to one canonical name each.
 
-        TransformerLens's names are mended here where they do not mean what they say: on fused mixtures of experts
-        "mlp_post" is the MLP's output, not its neurons (left out); in post-norm encoders "attn_out" already contains
-        the residual and its norm (pointed at the output projection, and "resid_mid" at the stream that the MLP reads);
-        where attention is Hugging Face's own, "attn_scores" is the pattern over again (left out). Hooks that lie
-        outside the module that is run, such as the unembedding of an encoder without a head, are left out too.
+        Classic names stand for the hooks that mean what the words of core.hooks.SITES say, found by measuring
+        (models/sites.py); where no hook of this model does, the word is left out, and `hook_name` says why.
         """
+        return self._sites.names
+
+    @property
+    def pattern_is_live(self) -> bool:
+        """Whether editing the pattern re-weights the output. Where TransformerLens runs Hugging Face's own attention
+        (OPT, BERT, ViT), the pattern is shown after the fact: it can be read, and editing it would change nothing."""
+        return self._sites.pattern_is_live
+
+    @cached_property
+    def _sites(self) -> Sites:
+        """Measured on the first use of any site."""
+
+        def run(inputs: torch.Tensor, hook_fns: Sequence[Hook]) -> None:
+            with torch.no_grad(), warnings.catch_warnings(), self.live.hooks(fwd_hooks=list(hook_fns)):
+                warnings.simplefilter("ignore")  # TransformerLens says which edits it drops; that is what is measured
+                self._call(inputs, None, None, None)
+
+        config: Any = self.live.original_model.config
+        n_pos = next(n for n in (5, 6, 7) if n not in (self.n_heads, self.n_kv_heads))  # no dim is taken for another
+        inputs = probe_input(config, self.live.original_model, self.kind == "image-classifier", 2, n_pos)
+        sizes = {"head": self.n_heads, "kv_head": self.n_kv_heads, "d_model": self.d_model}
+        with self.lock:
+            return measured(self._bridged_names(), run, inputs, self.n_layers, sizes)
+
+    def _bridged_names(self) -> dict[str, str]:
+        """The hooks as TransformerLens names them, without those that lie outside the module that is run, such as the
+        unembedding of an encoder without a head; without "mlp_post" where it is another name of the MLP's output, as
+        on fused mixtures of experts."""
         reachable = (
             {id(m) for m in self.runner.modules()}
             if self.runner is not None and self.runner is not self.bridge
@@ -148,32 +176,23 @@ class Model:
         )
         points = {n: p for n, p in self.live.hook_dict.items() if reachable is None or id(p) in reachable}
         known = {name: point.name or name for name, point in points.items()}
-        if not self.pattern_is_live:
-            known = {n: c for n, c in known.items() if not c.endswith("hook_attn_scores")}
         for name, canonical in list(known.items()):
             if name.endswith(("mlp.hook_pre", "mlp.hook_post")) and canonical.endswith(("mlp.hook_in", "mlp.hook_out")):
                 del known[name]
-        if not self.is_causal and "embed_ln.hook_out" in known:
-            for layer in range(self.n_layers):
-                known[f"blocks.{layer}.hook_attn_out"] = f"blocks.{layer}.attn.o.hook_out"
-                known[f"blocks.{layer}.hook_resid_mid"] = f"blocks.{layer}.attn.hook_out"
         return known
-
-    @cached_property
-    def pattern_is_live(self) -> bool:
-        """Whether editing the pattern re-weights the output. Where TransformerLens runs Hugging Face's own attention
-        (OPT, BERT, ViT), the pattern is shown after the fact: it can be read, and editing it would change nothing."""
-        attention = self.live.blocks[0].attn
-        own = type(attention).forward is not AttentionBridge.forward
-        return own or bool(getattr(attention.original_component, "accepts_pattern_fn", False))
 
     def hook_name(self, site: str, layer: int | None = None) -> str:
         """Canonical hook name of a site here; UnknownSite with the closest names or the reason otherwise."""
+        if site in self._sites.refused:
+            raise UnknownSite(
+                f"{self.name} has no site {site!r}: {self._sites.refused[site]}. It has: {', '.join(self.sites())}."
+            )
         return hooks.resolve(site, layer, self.hook_names, self.name)
 
     def sites(self) -> list[str]:
-        """Words of `core.hooks.SITES` that this model has."""
-        return [s for s, entry in hooks.SITES.items() if entry.template.format(layer=0) in self.hook_names]
+        """Words of `core.hooks.SITES` that this model has in every layer."""
+        layers = range(self.n_layers)
+        return [s for s, e in hooks.SITES.items() if all(e.template.format(layer=n) in self.hook_names for n in layers)]
 
     def provenance(self) -> dict[str, Any]:
         """What a Result keeps of its model."""
@@ -219,6 +238,9 @@ class Model:
         if isinstance(tokens, Batch):
             tokens, mask = tokens.tokens, tokens.mask
         tokens = tokens.to(self.device)
+        if mask is not None and mask.ndim == 2 and mask.shape[1] >= tokens.shape[1] and len(mask) == len(tokens):
+            # What stands in the padding must not matter; RoBERTa counts positions by it, and embeddings may lack it.
+            tokens = tokens.masked_fill(~mask[:, -tokens.shape[1] :].to(self.device, torch.bool), self._own_pad_id)
         self._refuse_bad_tokens(tokens)
         if mask is not None:
             n_before = 0 if cache is None else cache.get_seq_length()
@@ -252,15 +274,15 @@ class Model:
             yield
             return
         with self.live.hooks(
-            fwd_hooks=[(name, _in_place(fn) if name in self._norm_inputs else fn) for name, fn in named]
+            fwd_hooks=[(name, in_place(fn) if name in self._stream_inputs else fn) for name, fn in named]
         ):
             yield
 
     @cached_property
-    def _norm_inputs(self) -> frozenset[str]:
-        """Hooks that stand for "resid_mid" and are in truth the input of the norm before the MLP."""
+    def _stream_inputs(self) -> frozenset[str]:
+        """Hooks that stand for "resid_mid" and are in truth the input of what reads the stream there."""
         mids = (self.hook_names.get(f"blocks.{layer}.hook_resid_mid", "") for layer in range(self.n_layers))
-        return frozenset(name for name in mids if name.endswith("ln2.hook_in"))
+        return frozenset(name for name in mids if name.endswith(".hook_in"))
 
     def _call(
         self, tokens: torch.Tensor, mask: torch.Tensor | None, stop_at_layer: int | None, cache: Cache | None
@@ -292,12 +314,15 @@ class Model:
         return type(self.runner).__name__.endswith("ForSequenceClassification")
 
     @cached_property
+    def _own_pad_id(self) -> int:
+        """The id that the network itself takes for padding; 0 where it has none or none that can be embedded."""
+        config: Any = self.live.original_model.config
+        found = getattr(config.get_text_config(), "pad_token_id", None)
+        return found if isinstance(found, int) and 0 <= found < self.d_vocab else 0
+
+    @cached_property
     def _first_position(self) -> int:
-        """The position id of a first token: 0, but RoBERTa counts from its padding id on."""
-        runner: Any = self.runner
-        body = getattr(runner, getattr(runner, "base_model_prefix", "") or "-", runner)
-        padding = getattr(getattr(body, "embeddings", None), "padding_idx", None)
-        return 0 if padding is None else padding + 1
+        return first_position(self.runner)
 
     def _canonical(self, name: str) -> str:
         if name not in self.hook_names:
@@ -361,7 +386,7 @@ class Model:
 
     @property
     def pad_id(self) -> int:
-        """An id to pad with; any will do, because padding is masked."""
+        """An id to pad with; any will do, because `forward` puts the network's own in the places that are masked."""
         return getattr(self.tokenizer, "pad_token_id", None) or 0
 
     def _tokenizer(self) -> Any:
@@ -391,7 +416,7 @@ class Model:
         """Drop the weights and give the memory back; the Model remains as a name. Safe to call twice."""
         with self.lock:
             self.bridge = self.runner = None
-            self.__dict__.pop("hook_names", None)
+            self.__dict__.pop("_sites", None)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -406,21 +431,6 @@ class Model:
         """UnsupportedModel unless this is a `kind`."""
         if self.kind != kind:
             raise UnsupportedModel(f"{for_what} needs a {kind}, and {self.name} is a {self.kind}")
-
-
-def _in_place(fn: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Tensor]:
-    """A hook whose replacement is written into the tensor it was shown.
-
-    What a hook on a norm's input RETURNS reaches the norm alone, and the residual connection around it keeps the old
-    values; written into the tensor, the replacement reaches both, which is what editing the stream means.
-    """
-
-    def write(tensor: torch.Tensor, hook: object) -> torch.Tensor:
-        before = tensor.clone()
-        new = fn(before, hook=hook)
-        return tensor if new is None else tensor.copy_(new)
-
-    return write
 
 
 def hash_weights(module: nn.Module) -> str:

@@ -22,31 +22,38 @@ from workbench.core.errors import UnsupportedModel
 
 from .model import Hook, Model
 
+PER_HEAD = ("alibi", "position_bias")  # [row x head, 1, key] in Bloom and Falcon, [head, 1, key] in MPT
+
 
 class _Stage(nn.Module):
     """Stands where a block was, and runs it on the rows that have entered by then.
 
     Rows are sorted by the block they enter at, so the ones in flight are the first `n`. The others' hidden states pass
-    through untouched, and so do all when no row has entered yet. Whoever asks for the block's attributes gets them.
+    through untouched, and so do all when no row has entered yet, in the form that the block would return them in: some
+    families read `block(...)[0]`. Whoever asks for the block's attributes gets them.
     """
 
-    def __init__(self, block: nn.Module, entered: int, n: int, residual: torch.Tensor | None):
+    def __init__(
+        self, block: nn.Module, entered: int, n: int, residual: torch.Tensor | None, width: int | None, n_heads: int
+    ):
         super().__init__()
         self.__dict__.update(
-            _block=block, _entered=entered, _n=n, _residual=residual
+            _block=block, _entered=entered, _n=n, _residual=residual, _width=width, _n_heads=n_heads
         )  # not a submodule: it must not be found twice
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         block, entered, n, residual = (self.__dict__[key] for key in ("_block", "_entered", "_n", "_residual"))
         if n == 0:
-            return hidden_states
+            width = self.__dict__["_width"]
+            return hidden_states if width is None else (hidden_states, *[None] * (width - 1))
         rows = len(hidden_states)
         parts = [hidden_states[:entered], *([] if residual is None else [residual])]
         active = (
             torch.cat(parts) if entered and residual is not None else parts[-1] if residual is not None else parts[0]
         )
         if n < rows:
-            args, kwargs = _first_rows(args, rows, n), _first_rows(kwargs, rows, n)
+            n_heads = self.__dict__["_n_heads"]
+            args, kwargs = _first_rows(args, rows, n, n_heads), _first_rows(kwargs, rows, n, n_heads)
         out = block(active, *args, **kwargs)
         first = out[0] if isinstance(out, tuple) else out
         whole = first if n == rows else torch.cat([first, hidden_states[n:]])
@@ -56,13 +63,16 @@ class _Stage(nn.Module):
         return getattr(self.__dict__["_block"], name)
 
 
-def _first_rows(value: Any, rows: int, n: int) -> Any:
+def _first_rows(value: Any, rows: int, n: int, n_heads: int, per_head: bool = False) -> Any:
     """Masks, positions and rotations of the first `n` rows; what is the same for all rows stays as it is."""
     if isinstance(value, torch.Tensor):
-        return value[:n] if value.ndim > 1 and len(value) == rows else value
+        each = n_heads if per_head else 1
+        return value[: n * each] if value.ndim > 1 and len(value) == rows * each else value
     if isinstance(value, tuple):
-        return tuple(_first_rows(v, rows, n) for v in value)
-    return {k: _first_rows(v, rows, n) for k, v in value.items()} if type(value) is dict else value
+        return tuple(_first_rows(v, rows, n, n_heads) for v in value)
+    if type(value) is dict:
+        return {k: _first_rows(v, rows, n, n_heads, k in PER_HEAD) for k, v in value.items()}
+    return value
 
 
 class BaseRun:
@@ -80,9 +90,15 @@ class BaseRun:
         self.model, self.tokens = model, tokens.to(model.device)
         self.blocks = _block_list(model)
         self.resid_pre: list[torch.Tensor] = [torch.empty(0)] * model.n_layers
+        self.widths: list[int | None] = [None] * model.n_layers  # of the tuple a block returns; None for a tensor
         hooks = [(model.hook_name("resid_pre", layer), self._keeper(layer)) for layer in range(model.n_layers)]
         with model.lock, torch.no_grad(), model.hooked(hooks):
-            self.logits, cache = model.live(self.tokens, return_type="logits_and_cache", use_cache=True)
+            handles = [block.register_forward_hook(self._measurer(layer)) for layer, block in enumerate(self.blocks)]
+            try:
+                self.logits, cache = model.live(self.tokens, return_type="logits_and_cache", use_cache=True)
+            finally:
+                for handle in handles:
+                    handle.remove()
         self.keys_values = _read_cache(cache, model, self.tokens.shape[1])
 
     def _keeper(self, layer: int) -> Any:
@@ -90,6 +106,12 @@ class BaseRun:
             self.resid_pre[layer] = tensor.detach()
 
         return keep
+
+    def _measurer(self, layer: int) -> Any:
+        def measure(_: nn.Module, __: tuple, output: Any) -> None:
+            self.widths[layer] = len(output) if isinstance(output, tuple) else None
+
+        return measure
 
     @property
     def n_pos(self) -> int:
@@ -152,7 +174,10 @@ class BaseRun:
                 handles = _only_there(model, [p - start for p in read])
             try:
                 for block, original in enumerate(originals):
-                    self.blocks[block] = _Stage(original, bounds[block], bounds[block + 1], entering(block))
+                    n_before, n_here = bounds[block : block + 2]
+                    self.blocks[block] = _Stage(
+                        original, n_before, n_here, entering(block), self.widths[block], model.n_heads
+                    )
                 with model.hooked(fns):
                     return model.live(self.tokens[example, start:], **given)
             finally:
@@ -184,7 +209,9 @@ def _only_there(model: Model, wanted: list[int]) -> list[Any]:
 
     def narrow(_: nn.Module, args: tuple) -> tuple:
         shape[:] = [args[0].shape]
-        return (args[0][:, wanted], *args[1:])
+        return tuple(  # Bloom and MPT hand their MLP the residual stream too, which it adds
+            a[:, wanted] if isinstance(a, torch.Tensor) and a.shape[:2] == shape[0][:2] else a for a in args
+        )
 
     def widen(_: nn.Module, args: tuple, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output

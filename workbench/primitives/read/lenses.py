@@ -243,6 +243,11 @@ def _parts(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """{part: [example]} in logits, and [1 or 2, example] logits right after the unembedding."""
     live: Any = model.live
+    if live.W_U.shape[0] != model.d_model:
+        raise UnsupportedModel(
+            f"{model.name} projects its stream of width {model.d_model} to {live.W_U.shape[0]} before the unembedding,"
+            " so what is written into the stream is not added to a logit directly"
+        )
     within = {"component": [], "head": ["z"], "neuron": ["mlp_post"]}[by]
     norms = [
         n

@@ -7,7 +7,7 @@ Cost: with a probe, one pass over the base and four short timed passes.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -326,19 +326,38 @@ def plan(
     """What `sweep` with the same arguments will cost: forwards, rows, work, memory, seconds.
 
     With `probe`, one pass over `base` and four short timed passes of two and eight rows are run for it, for each
-    length.
+    length; where the architecture does not allow a forward to start in its middle, two whole ones of eight rows, and
+    the plan is that of the plain way.
     """
     parts = by_length(model, base)
     jobs = settle_all(model, parts, site, axes, layers, positions, units, cells)
     plans = [
-        plan_job(model, job, metric, BaseRun(model, part.tokens) if probe else None, budget_bytes)
-        for part, job in zip(parts, jobs, strict=True)
+        _plan_part(model, part.tokens, job, metric, budget_bytes, probe) for part, job in zip(parts, jobs, strict=True)
     ]
     sums = {
         name: sum(getattr(p, name) for p in plans)
         for name in ("n_cells", "token_blocks", "plain_token_blocks", "seconds")
     }
     return Plan(tuple(g for p in plans for g in p.groups), peak_bytes=max(p.peak_bytes for p in plans), **sums)
+
+
+def _plan_part(
+    model: Model, tokens: torch.Tensor, job: Job, metric: Metric, budget_bytes: float | None, probe: bool
+) -> Plan:
+    """The plan of one length; of whole forwards, where nothing can be resumed."""
+    if not probe:
+        return plan_job(model, job, metric, None, budget_bytes)
+    try:
+        return plan_job(model, job, metric, BaseRun(model, tokens), budget_bytes)
+    except UnsupportedModel:
+        found = plan_job(model, job, metric, None, budget_bytes)
+    rows, took = tokens[torch.arange(8) % job.n_examples], []
+    for _ in range(2):
+        started = time.perf_counter()
+        model.forward(rows).cpu()  # waits for a GPU
+        took.append(time.perf_counter() - started)
+    seconds = found.n_cells * min(took) / len(rows)
+    return replace(found, token_blocks=found.plain_token_blocks, seconds=seconds)
 
 
 def plan_job(model: Model, job: Job, metric: Metric, run: BaseRun | None, budget_bytes: float | None) -> Plan:

@@ -36,8 +36,8 @@ class Progress:
         self.show()
 
     def keep(self, partial: Callable[[], Any]) -> None:
-        """Offered by a run after each finished step: `partial()` makes the Result so far. The base class does not keep
-        it; a subclass may save it now and then, so that a killed run can be resumed."""
+        """Call after each finished step; `partial()` builds the Result so far. The base class does not keep it; a
+        subclass may save it now and then, so that a killed run can be resumed."""
 
     def show(self) -> None:
         """Draw the current state. Called in the thread of the run: set values, never print from here in a kernel."""

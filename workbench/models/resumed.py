@@ -30,7 +30,7 @@ class _Stage(nn.Module):
 
     Rows are sorted by the block they enter at, so the ones in flight are the first `n`. The others' hidden states pass
     through untouched, and so do all when no row has entered yet, in the form that the block would return them in: some
-    families read `block(...)[0]`. Whoever asks for the block's attributes gets them.
+    families read `block(...)[0]`. Attributes are forwarded to the block.
     """
 
     def __init__(

@@ -124,7 +124,7 @@ def _values(trace: BaseTraceType) -> np.ndarray:
 
 
 def drawable(result: Result, figures: Mapping[str, Callable[[Result], go.Figure]]) -> dict[str, go.Figure]:
-    """The figures that this Result has the data for; one that says BadData belongs to a part that was not run."""
+    """The figures that this Result has the data for; those whose data are missing (BadData) are skipped."""
     found = {}
     for name, draw in figures.items():
         try:

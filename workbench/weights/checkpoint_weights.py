@@ -18,17 +18,13 @@ from safetensors import safe_open
 
 from workbench.core.errors import ModelNotFound, UnsupportedModel
 from workbench.core.places import organism_folder
+from workbench.models.checkpoint import our_errors, weight_files
 from workbench.weights.factors import Factors
 
 Source = torch.nn.Module | Mapping[str, Factors] | Path | str
 LowRank = tuple[torch.Tensor, torch.Tensor]  # A [r, in] and B [out, r], whose product B A is the update
 
-ADAPTER_FILE, ADAPTER_CONFIG, CONFIG, INDEX = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "config.json",
-    "model.safetensors.index.json",
-)
+ADAPTER_FILE, ADAPTER_CONFIG, CONFIG = "adapter_model.safetensors", "adapter_config.json", "config.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,24 +92,21 @@ def _of_factors(found: Mapping[str, Factors]) -> Checkpoint:
 
 
 def _of_folder(folder: Path) -> Checkpoint:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    if not any(folder.glob("*.safetensors")):
         raise ModelNotFound(
             f"{folder.name!r} holds no *.safetensors; give a local directory saved with save_pretrained, or of a PEFT"
             " adapter"
         )
-    index = folder / INDEX
-    where = (
-        json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if index.is_file()
-        else {name: file.name for file in files for name in _keys(file)}
-    )
+    with our_errors(folder.name):
+        settings = _json(folder / CONFIG)
+        files = weight_files(folder, settings.get("transformers_weights"))
+        where = {name: file for file in files for name in _keys(file)}
 
     def read(name: str) -> torch.Tensor:
-        with safe_open(str(folder / where[name]), framework="pt") as handle:
+        with safe_open(str(where[name]), framework="pt") as handle:
             return _wide(handle.get_tensor(name), name)
 
-    return Checkpoint(folder.name, frozenset(where), _json(folder / CONFIG), False, read, _no_factors)
+    return Checkpoint(folder.name, frozenset(where), settings, False, read, _no_factors)
 
 
 def _of_adapter(folder: Path) -> Checkpoint:

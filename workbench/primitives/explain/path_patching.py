@@ -66,7 +66,7 @@ def path_patch(
     The base run is `corrupted`. The sender's output takes its `clean` value while all other heads and MLPs are frozen
     to base, so a receiver's input moves by exactly what the sender's output moved (no forward is needed for that); the
     receiver's q, k, v or MLP input, recomputed through its norm, is then set in an otherwise free base run. Receivers
-    of one list are set together, each to its frozen value, so none hears of another through the model (Wang et al.
+    of one list are set together, each to its frozen value, so patched receivers cannot affect each other (Wang et al.
     2022).
 
     Args:

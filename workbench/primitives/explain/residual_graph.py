@@ -28,7 +28,7 @@ class Port:
     """Readers that share one hook: the heads of a layer's q, k or v, one MLP, or the logits.
 
     readers: their places in `Graph.readers`. n_before: the first so many of `Graph.writers` feed them. stream: the hook
-    that shows what they read. hook: where a change is made, behind the norm, so that nothing else hears of it. norm:
+    that shows what they read. hook: where a change is made, behind the norm, so only this reader sees it. norm:
     what lies between the two (None: nothing). weight: [reader, d_model, d_head] between the norm and the hook.
     """
 
@@ -123,7 +123,10 @@ class Graph:
             )  # the bare module: the bridge's would fire its hooks again
             stream = model.hook_name("resid_pre", layer)
             for kind in "qkv":
-                weight = getattr(block.attn, f"W_{kind.upper()}", None)
+                try:
+                    weight = getattr(block.attn, f"W_{kind.upper()}", None)
+                except NotImplementedError:  # TransformerLens has no such weight of latent attention (DeepSeek)
+                    weight = None
                 if weight is None or weight.ndim != 3:
                     raise UnsupportedModel(
                         f"layer {layer} of {model.name} has no W_{kind.upper()} per head, so its heads' inputs cannot"

@@ -307,6 +307,6 @@ def _refuse_if_apart(model: Model, found: torch.Tensor, wanted: torch.Tensor, si
     gap = float((found.cpu() - wanted.cpu()).abs().max())
     if not gap <= size * (1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2):
         raise UnsupportedModel(
-            f"{model.name} gives other numbers than {what}: they differ by {gap:.3g}, so this family writes its logits"
-            " in a way not known here"
+            f"{model.name} gives other numbers than {what}: they differ by {gap:.3g}; this architecture is not"
+            " supported"
         )

@@ -1,8 +1,9 @@
 """Which parts can go: a metric as more and more units are ablated in the order of a score, beside as many drawn at
 random.
 
-A score finds what matters if its curve leaves the band of random sets of the same size. The random sets of one draw are
-nested, as the score's are. Runs, counts and replacements: ablation_bench.
+A score finds what matters if its curve leaves the band of random sets of the same size. Each draw is one
+random order; its larger sets contain its smaller ones, as the score's do. `ablation_bench` runs the
+ablations and counts them.
 Cost: (1 + n_random) forwards over the prompts for each share.
 """
 

@@ -33,8 +33,8 @@ from workbench.primitives.score.metrics import Metric
 
 @dataclass(frozen=True)
 class Ask:
-    """One sweep's worth of cells. labels: what its units (or its one site) are called on the axis "part"; none
-    leaves the dims alone.
+    """One sweep's worth of cells. labels: what its units (or its one site) are called on the axis "part"; if empty,
+    the site's own dims are kept.
     """
 
     site: str

@@ -1,7 +1,7 @@
 """What a chat model answers: exact answers, refusals, choices between answers, and the share of attacks that succeed.
 
-Greedy decoding gives exactly some answer if and only if, with that answer fed in, every one of its tokens is the
-likeliest at its place. So exact accuracy, log-probabilities and the first token of the answer all come from ONE forward
+Greedy decoding yields an answer if and only if, with that answer fed in (teacher-forced), each of its tokens is the
+argmax at its place. So exact accuracy, log-probabilities and the first token of the answer all come from ONE forward
 a pair, and only judging by phrases needs generation. Cost: a forward of prompt + answer per pair; `refusals` one more
 per new token.
 """

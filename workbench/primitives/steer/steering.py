@@ -1,9 +1,9 @@
 """Steering: add a multiple of a direction to the residual stream, in a forward or at every step of a generation.
 
-Every steered run reports how often its hook fired, how many positions it changed and how far the output moved. One
-decoder serves all coefficients: at 0 the same hook adds zero, so a difference between two coefficients is never one
-between two decoders. `sweep_coefficients` runs random directions of the same norm beside the real one, because enough
-of any vector changes what a model says. Cost: `steer` two forwards; `generate` that of `models.generate`.
+Every steered run reports how often its hook fired, how many positions it changed and how far the output moved.
+Coefficient 0 runs the same code and adds zero, so coefficients are comparable. `sweep_coefficients` runs random
+directions of the same norm beside the real one, because enough of any vector changes what a model says. Cost: `steer`
+two forwards; `generate` that of `models.generate`.
 """
 
 import time

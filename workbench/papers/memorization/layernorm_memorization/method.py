@@ -1,5 +1,6 @@
 """What the analysis depends on (`Spec`) and how it runs (`run`)."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -199,10 +200,13 @@ def _checkpoint_of(model: Model) -> ModelSpec:
 
 
 def _start(model: ModelSpec) -> str:
-    """What identifies the weights a run starts from: the checksum of a local file, or the hub id and revision."""
+    """What identifies the weights a run starts from: the checksum of the local files, or the hub id and revision."""
     folder = Path(locate(model)[0])
     weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return files.sha256(weights[0])[:32] if weights else f"{model.name}@{model.revision or 'main'}"
+    if not weights:
+        return f"{model.name}@{model.revision or 'main'}"
+    sums = [files.sha256(shard) for shard in weights]
+    return (sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest())[:32]
 
 
 def _data(spec: Spec, model: ModelSpec) -> classification.Classification:

@@ -1,6 +1,7 @@
 """Whatever lies in a checkpoint's files, load() gives a model or one sentence of ours."""
 
 import json
+import os
 import random
 import struct
 import subprocess
@@ -366,9 +367,10 @@ def test_damaged_files_give_a_model_or_a_sentence(kind, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_thousands_of_damaged_files_give_a_model_or_a_sentence(kind, tmp_path):
-    n_refused, foreign = refusals(kind, 1000, tmp_path)
-    assert not foreign and n_refused > 200
+def test_many_damaged_files_give_a_model_or_a_sentence(kind, tmp_path):
+    n = 1000 if os.environ.get("WORKBENCH_LONG_TESTS") else 100
+    n_refused, foreign = refusals(kind, n, tmp_path)
+    assert not foreign and n_refused > n / 5
 
 
 def test_the_damage_is_not_always_the_same(tmp_path):

@@ -387,3 +387,15 @@ def test_latent_attention_gives_its_heads_and_refuses_what_it_has_not():
     for word in ("q", "k", "v"):
         with pytest.raises(UnknownSite, match=f"no site '{word}': its hook shows"):
             model.hook_name(word, 0)
+
+
+@pytest.mark.parametrize("processing", ["raw", "folded"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_stream_in_the_middle_decides_all_that_follows_with_folded_weights_too(tiny_models, family, processing):
+    """What TransformerLens's hook returns there reaches the MLP alone when weights are folded."""
+    model = load(str(tiny_models[family]), processing=processing)
+    a, b = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[9, 10, 11, 12]])
+    name, kept = model.hook_name("resid_mid", 0), {}
+    wanted = model.forward(a, hook_fns=[(name, lambda x, hook: kept.update(a=x.clone()))])
+    found = model.forward(b, hook_fns=[(name, lambda x, hook: kept["a"])])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

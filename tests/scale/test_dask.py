@@ -41,6 +41,15 @@ def inline(tmp_path_factory, organism, rows) -> Store:
     return write_store(organism, rows, SITES, folder=tmp_path_factory.mktemp("inline") / "s", **HOW)
 
 
+def test_who_has_not_the_certificates_of_this_process_does_not_get_in(cluster):
+    """Another user of the machine reaches its loopback; what a scheduler is sent it runs."""
+    address = cluster.client.scheduler.address
+    assert address.startswith("tls://127.0.0.1:")
+    for other in (address, address.replace("tls://", "tcp://")):
+        with pytest.raises((OSError, TypeError, ValueError)):
+            distributed.Client(other, timeout=3)
+
+
 def lock_holder(path) -> int | None:
     """The process that holds the lock on a file, as Linux lists it."""
     try:

@@ -280,9 +280,9 @@ class Model:
 
     @cached_property
     def _stream_inputs(self) -> frozenset[str]:
-        """Hooks that stand for "resid_mid" and are in truth the input of what reads the stream there."""
-        mids = (self.hook_names.get(f"blocks.{layer}.hook_resid_mid", "") for layer in range(self.n_layers))
-        return frozenset(name for name in mids if name.endswith(".hook_in"))
+        """Hooks that stand for "resid_mid": what they return may reach the MLP alone, so it is written in place."""
+        mids = (self.hook_names.get(f"blocks.{layer}.hook_resid_mid") for layer in range(self.n_layers))
+        return frozenset(name for name in mids if name)
 
     def _call(
         self, tokens: torch.Tensor, mask: torch.Tensor | None, stop_at_layer: int | None, cache: Cache | None

@@ -256,7 +256,7 @@ class _Measurement:
                     tensor[i] = values(key)
                 return tensor
 
-            through = any(key[0] in self.candidates["resid_mid"] for _, key, _ in edits) and name.endswith(".hook_in")
+            through = any(key[0] in self.candidates["resid_mid"] for _, key, _ in edits)
             return name, in_place(edit) if through else edit
 
         everything = [t for found in self.candidates.values() for t in found]

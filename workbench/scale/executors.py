@@ -206,7 +206,10 @@ def dask(address: str | None = None, *, n_workers: int | None = None, slurm: Map
         return Dask(distributed.Client(cluster), cluster)
     gpus = visible_gpus()
     n_workers = n_workers or len(gpus) or max(1, (os.cpu_count() or 2) // 2)
+    # Other users of this machine reach its loopback too, and a Dask scheduler runs what it is sent: TLS with
+    # certificates that live in this process alone keeps them out.
     cluster = distributed.LocalCluster(
+        security=distributed.Security.temporary(),
         n_workers=n_workers,
         threads_per_worker=1,
         processes=True,

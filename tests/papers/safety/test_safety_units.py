@@ -433,6 +433,7 @@ def _made_up(origin="run here"):
             ("aligned", "full", 81),
             ("aligned", "i", 21),
             ("aligned", "random_i", 71),
+            ("aligned", "units", 76),
             ("base", "redundant", 2),
         ):
             tuned.append({"seed": seed, "start": start, "arm": arm, "asr_first_token": asr, "utility": 95, "loss": 0.1})

@@ -87,6 +87,9 @@ def test_a_text_one_tokenizer_reads_on_is_named():
         def __call__(self, text, **_):
             return {"input_ids": [1, 5, 6, 7]}
 
+        def convert_ids_to_tokens(self, token):
+            return WORDS[token]
+
         def decode(self, ids):
             return WORDS[ids[0]]
 

@@ -23,6 +23,7 @@ from workbench.core.errors import BadSpec, WorkbenchError
 from workbench.core.progress import SILENT, Progress
 
 DASK_INSTALL = "pip install 'circuit-workbench[dask]'"
+_certificates: dict[str, Any] = {}  # of the clusters that this process started, by address
 MAX_DEATHS = 3  # of workers over one task, after which the task is to blame
 
 
@@ -194,11 +195,11 @@ def dask(address: str | None = None, *, n_workers: int | None = None, slurm: Map
         raise ImportError(f"Dask is not installed: {DASK_INSTALL}") from found
     if address is not None:
         try:
-            return Dask(distributed.Client(address, timeout=10))
-        except (OSError, ValueError) as found:
+            return Dask(distributed.Client(address, timeout=10, security=_certificates.get(address)))
+        except (OSError, ValueError, TypeError) as found:  # TypeError: an address that wants certificates
             raise BadSpec(
                 f"no Dask scheduler answered at {address!r} ({type(found).__name__}); start one with `dask scheduler`"
-                " and give its tcp:// address"
+                " and give its tcp:// address (a cluster that another process of yours started here keeps to it)"
             ) from None
     if slurm is not None:
         cluster = slurm_cluster(slurm)
@@ -208,8 +209,9 @@ def dask(address: str | None = None, *, n_workers: int | None = None, slurm: Map
     n_workers = n_workers or len(gpus) or max(1, (os.cpu_count() or 2) // 2)
     # Other users of this machine reach its loopback too, and a Dask scheduler runs what it is sent: TLS with
     # certificates that live in this process alone keeps them out.
+    security = distributed.Security.temporary()
     cluster = distributed.LocalCluster(
-        security=distributed.Security.temporary(),
+        security=security,
         n_workers=n_workers,
         threads_per_worker=1,
         processes=True,
@@ -217,6 +219,7 @@ def dask(address: str | None = None, *, n_workers: int | None = None, slurm: Map
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.ERROR,
     )
+    _certificates[cluster.scheduler_address] = security
     client = distributed.Client(cluster)
     if gpus:
         client.register_plugin(_pin(distributed, gpus))

@@ -63,7 +63,7 @@ def test_replacing_the_stream_is_what_a_plain_hook_on_the_block_does(name):
 def test_the_last_stream_between_attention_and_mlp_decides_the_output(name):
     model = model_of(name)
     if "resid_mid" not in model.sites():
-        pytest.skip("a parallel block")
+        pytest.skip("its block is parallel and has no resid_mid: architectures with serial blocks run this")
     inputs, kept = inputs_of(model), {}
     site = model.hook_name("resid_mid", 1)
     wanted = model.forward(inputs, hook_fns=[(site, take(kept, "mid"))])
@@ -77,7 +77,7 @@ def test_what_is_written_makes_up_for_what_the_stream_lost(name, word):
     stream are held at what they wrote."""
     model = model_of(name)
     if word not in model.sites():
-        pytest.skip(f"no {word}")
+        pytest.skip(f"it has no {word}: architectures that have it run this")
     serial, inputs, kept = "resid_mid" in model.sites(), inputs_of(model), {}
     stream = "resid_mid" if serial and word == "mlp_out" else "resid_pre"
     written = [w for w in ("attn_out", "mlp_out") if w in model.sites()] if not serial else [word]
